@@ -1,0 +1,121 @@
+"""`Interrupt`: something that can be delivered, backed by a function, by an eventfd, or by nothing yet.
+
+Clones share their backing. Delivering never waits and never raises for a target that is gone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import anyio
+
+EVENTFD_FLAGS = os.EFD_NONBLOCK | os.EFD_CLOEXEC
+
+
+def signal_eventfd(fd: int) -> None:
+    """Add one to an eventfd. A counter that is full is signalled as it is."""
+    try:
+        os.eventfd_write(fd, 1)
+    except BlockingIOError:
+        return
+
+
+def drain_eventfd(fd: int) -> bool:
+    """Take what an eventfd counted; False when it had not been signalled."""
+    try:
+        os.eventfd_read(fd)
+    except BlockingIOError:
+        return False
+    return True
+
+
+class Interrupt:
+    """See the module. Make one with `from_function`, `from_event` or `null`."""
+
+    __slots__ = ("_function", "_shared")
+
+    def __init__(self, function: Callable[[], None] | None, shared: _SharedEvent | None) -> None:
+        self._function = function
+        self._shared = shared
+
+    @classmethod
+    def from_function(cls, function: Callable[[], None]) -> Interrupt:
+        """Delivering calls `function`, once per delivery. There is no event."""
+        return cls(function, None)
+
+    @classmethod
+    def from_event(cls, fd: int) -> Interrupt:
+        """Delivering signals this eventfd, which stays the caller's to close."""
+        return cls(None, _SharedEvent(fd, owned=False))
+
+    @classmethod
+    def null(cls) -> Interrupt:
+        """Delivering does nothing until somebody asks for `event()`, which makes one."""
+        return cls(None, _SharedEvent(-1, owned=True))
+
+    def deliver(self) -> None:
+        """Deliver once, now."""
+        if self._function is not None:
+            self._function()
+        elif self._shared is not None and self._shared.fd >= 0:
+            signal_eventfd(self._shared.fd)
+
+    def event(self) -> int | None:
+        """The eventfd behind it, always the same one; None when a function is behind it."""
+        return None if self._shared is None else self._shared.get()
+
+    def clone(self) -> Interrupt:
+        """Another handle on the same backing."""
+        return Interrupt(self._function, self._shared)
+
+    def disconnect(self) -> None:
+        """Close the eventfd that was made here; delivering, through clones too, has no effect any more."""
+        if self._shared is not None:
+            self._shared.close()
+
+    @asynccontextmanager
+    async def event_or_proxy(self) -> AsyncIterator[int]:
+        """An eventfd that delivers this interrupt when it is signalled: its own, or one that lives as long as the block."""
+        own = self.event()
+        if own is not None:
+            yield own
+            return
+        fd = os.eventfd(0, EVENTFD_FLAGS)
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._forward, fd)
+                yield fd
+                group.cancel_scope.cancel()
+        finally:
+            os.close(fd)
+
+    async def _forward(self, fd: int) -> None:
+        while True:
+            await anyio.wait_readable(fd)
+            if drain_eventfd(fd):
+                self.deliver()
+
+
+class _SharedEvent:
+    """An eventfd that clones share; one made here is closed when the last of them goes."""
+
+    __slots__ = ("_owned", "fd")
+
+    def __init__(self, fd: int, owned: bool) -> None:
+        self.fd = fd
+        self._owned = owned
+
+    def get(self) -> int:
+        if self.fd < 0:
+            self.fd = os.eventfd(0, EVENTFD_FLAGS)
+        return self.fd
+
+    def close(self) -> None:
+        if self._owned and self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def __del__(self) -> None:
+        self.close()

@@ -1,0 +1,5 @@
+"""Guest memory."""
+
+from .guest_memory import GuestMemory
+
+__all__ = ["GuestMemory"]

@@ -1,0 +1,423 @@
+"""A virtual processor: guest code runs as its task and leaves through exits (hypercalls, MSRs, waits).
+
+Every method is one exit; any task may call one, a processor's own task usually does. A processor has a quantum: after
+that many exits it lets others have their turn. The common exit (no trace, OPENVMM profile, nothing waiting in a queue)
+pays for little more than a counter: whatever needs care takes the `_credit` away, and the next exit goes the careful way.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from . import trace as events
+from .core import HypercallPage, LocalApic, ProcessorSynic
+from .direct import DirectCalls
+from .errors import GuestFault, MemoryAccessError, SynicUnsupported
+from .guest_synic import LocalGuestSynic
+from .hvdef import HYPERVISOR_MESSAGE, MAX_PAYLOAD, HvRegister, HvStatus, Msr, Vtl
+from .hvdef.registers import register_name
+from .hypercall import Hypercalls
+from .processor_vtl import ProcessorVtl, VtlParts
+from .state import ProcessorState
+from .synic import DispatchCall, HostPosts, Monitor, RegisteredPort, Synic, SynicPortMap
+from .trace import Trace
+
+_VTL0 = Vtl.VTL0
+_MASK = (1 << 64) - 1
+
+
+class PartitionParts(VtlParts, Protocol):
+    """What a processor needs of its partition."""
+
+    @property
+    def port_map(self) -> SynicPortMap: ...
+    @property
+    def synic_backend(self) -> Synic: ...
+    @property
+    def monitor(self) -> Monitor | None: ...
+    @property
+    def hypercall_page(self) -> HypercallPage: ...
+    @property
+    def vtls(self) -> tuple[Vtl, ...]: ...
+    @property
+    def quantum(self) -> int: ...
+    @property
+    def privileges(self) -> int: ...
+    @property
+    def trusts_posts(self) -> bool: ...
+
+    def processor(self, vp_index: int) -> VirtualProcessor | None:
+        """A processor, None where there is none."""
+        ...
+
+    async def reflect(self, vp_index: int, connection_id: int) -> bool:
+        """Let VTL 2 see a call of VTL 0 to an unknown connection; False when it does not want to."""
+        ...
+
+
+async def _no_call() -> HvStatus:
+    return HvStatus.SUCCESS
+
+
+class VirtualProcessor:
+    """See the module. Made by the partition: `partition.vp(index)`."""
+
+    __slots__ = ("_call", "_credit", "_hypercalls", "_is_plain", "_older_calls", "_parts", "_port_map", "_quantum",
+                 "_reserve", "_signals", "_vtls", "index", "stop_requested")  # fmt: skip
+
+    def __init__(self, index: int, parts: PartitionParts) -> None:
+        self.index = index
+        self.stop_requested: Callable[[], None] | None = None
+        """Set while a run is being stopped: called at the next exit that has no handler in flight."""
+        self._parts = parts
+        self._port_map = parts.port_map
+        self._signals = parts.synic_backend
+        self._quantum = parts.quantum
+        self._credit = 0
+        """Exits that may still go the short way."""
+        self._reserve = parts.quantum
+        """Exits left of the quantum besides these."""
+        self._is_plain = parts.trace is None and not parts.profile.checks_message_type
+        self._vtls = {
+            vtl: ProcessorVtl(index, vtl, parts, self._tell_higher_vtls, self.slow_down) for vtl in parts.vtls
+        }
+        self._call: Any = _no_call()
+        """The latest call into the port map, a coroutine: suspended while its handler is."""
+        self._call.close()
+        self._older_calls: list[Any] = []
+        direct = DirectCalls(index, parts.profile, self._locate_machines) if Vtl.VTL2 in parts.vtls else None
+        self._hypercalls = Hypercalls(
+            parts.memory,
+            parts.profile,
+            self._post,
+            self._signal,
+            None if direct is None else direct.post,
+            None if direct is None else direct.signal,
+            parts.privileges,
+        )
+
+    # hypercalls
+
+    def post_message(
+        self, connection_id: int, message_type: int, payload: bytes, *, vtl: Vtl = _VTL0, trusted: bool = False
+    ) -> DispatchCall:
+        """HvCallPostMessage past the checks of its parameter block; await it for the status.
+
+        INVALID_PARAMETER (over 240 bytes; TLFS profile: type 0 or bit 31 set), then what the port map answers.
+        `trusted` reaches the handler where the backend has trusted paths.
+        """
+        self._credit -= 1
+        if self._credit < 0 or trusted or len(payload) > MAX_PAYLOAD or self._call.cr_suspended:
+            return self._post_carefully(vtl, connection_id, message_type, payload, trusted)
+        call = self._call = self._port_map.handle_post_message(vtl, connection_id, False, payload)
+        return call
+
+    def signal_event(self, connection_id: int, flag_number: int = 0, *, vtl: Vtl = _VTL0) -> DispatchCall:
+        """HvCallSignalEvent; await it for the status, see `SynicPortMap.handle_signal_event`."""
+        self._credit -= 1
+        if self._credit < 0 or self._call.cr_suspended:
+            return self._signal_carefully(vtl, connection_id, flag_number)
+        call = self._call = self._signals.handle_signal_event(vtl, connection_id, flag_number)
+        return call
+
+    async def hypercall(self, control: int, input_gpa_or_value: int, second: int = 0, *, vtl: Vtl = _VTL0) -> int:
+        """Execute a hypercall with all its checks and return the 64-bit result, whose low 16 bits are the status.
+
+        `input_gpa_or_value`: the GPA of the parameter block, or the first register of a fast call. `second`: the
+        output GPA or the second register. Values are taken modulo 2 ** 64.
+        """
+        await self._begin_exit()
+        control, first, second = control & _MASK, input_gpa_or_value & _MASK, second & _MASK
+        while (result := await self._hypercalls.dispatch(control, first, second, vtl)) is None:
+            await self._parts.turns.pause()
+        self._end_exit()
+        return result
+
+    # registers
+
+    async def read_msr(self, msr: int, *, vtl: Vtl = _VTL0) -> int:
+        """RDMSR of a synthetic register. `GuestFault` (#GP) for one that this model does not have or that is write-only."""
+        await self._begin_exit()
+        value = self._read_msr(self._of(vtl), msr)
+        self._end_exit()
+        if value is None:
+            raise self._fault(vtl, f"MSR {msr:#010x} cannot be read: it does not exist or is write-only")
+        return value
+
+    async def write_msr(self, msr: int, value: int, *, vtl: Vtl = _VTL0) -> None:
+        """WRMSR of a synthetic register; EOM and EOI rescan before they return.
+
+        `GuestFault` (#GP) for a register that does not exist or is read-only, for a SIMP or SIEFP page outside guest
+        memory, and (TLFS profile) for an unmasked SINT with a vector below 16. Then nothing has changed.
+        """
+        await self._begin_exit()
+        value &= _MASK
+        own = self._of(vtl)
+        if self._parts.trace is not None:
+            self._tell_write(self._parts.trace, own, msr, value)
+        if not self._write_msr(own, msr, value):
+            raise self._fault(vtl, f"MSR {msr:#010x} does not take {value:#x}")
+        self._end_exit()
+
+    async def get_register(self, name: int, *, vtl: Vtl = _VTL0) -> int | HvStatus:
+        """A register by its `HvRegister` name; UNKNOWN_REGISTER_NAME for one that does not exist."""
+        await self._begin_exit()
+        if name == HvRegister.VP_INDEX:
+            return self.index
+        value = self._of(vtl).machine.read_register(name)
+        self._end_exit()
+        return HvStatus.UNKNOWN_REGISTER_NAME if value is None else value
+
+    async def set_register(self, name: int, value: int, *, vtl: Vtl = _VTL0) -> HvStatus:
+        """Write a register by its `HvRegister` name; the statuses of `ProcessorSynic.write_register`."""
+        await self._begin_exit()
+        status = self._of(vtl).write_register(name, value & _MASK)
+        self._end_exit()
+        return status
+
+    # interrupts
+
+    async def wait_for_interrupt(self, *, vtl: Vtl = _VTL0) -> int:
+        """Halt until a vector is deliverable, acknowledge it and return it."""
+        await self._begin_exit()
+        own = self._of(vtl)
+        self._end_exit()
+        while (vector := own.take_interrupt()) is None:
+            await own.wait_interrupted(own.interrupts)
+        return vector
+
+    def try_take_interrupt(self, *, vtl: Vtl = _VTL0) -> int | None:
+        """Acknowledge the highest deliverable vector (IRR -> ISR, unless auto-EOI), None when there is none."""
+        return self._of(vtl).take_interrupt()
+
+    # memory
+
+    async def write_memory(self, gpa: int, data: bytes) -> None:
+        """A store by guest code. A store into the monitor page signals its triggers and is not kept.
+
+        `GuestFault` (#GP) for addresses outside guest memory.
+        """
+        await self._begin_exit()
+        monitor = self._parts.monitor
+        signalled = None if monitor is None else monitor.page.check_write(gpa, data)
+        if signalled is None:
+            try:
+                self._parts.memory.write(gpa, data)
+            except MemoryAccessError as error:
+                raise self._fault(_VTL0, str(error)) from error
+        for connection_id in signalled or ():
+            await self._signal(_VTL0, connection_id, 0)
+        self._end_exit()
+
+    # what drivers and the partition ask for
+
+    def guest_synic(self, vtl: Vtl = _VTL0) -> LocalGuestSynic:
+        """What a guest-side driver on this processor and VTL holds."""
+        return LocalGuestSynic(self, self._of(vtl), self._parts.memory)
+
+    def apic(self, vtl: Vtl = _VTL0) -> LocalApic:
+        """This VTL's interrupt sink."""
+        return self._of(vtl).apic
+
+    def machine(self, vtl: Vtl = _VTL0) -> ProcessorSynic | None:
+        """This VTL's SynIC, None where the partition has no such VTL."""
+        own = self._vtls.get(vtl)
+        return None if own is None else own.machine
+
+    def posts(self, vtl: Vtl) -> HostPosts | None:
+        """The host's front door to this VTL, None where the partition has no such VTL."""
+        own = self._vtls.get(vtl)
+        return None if own is None else own.posts
+
+    def slow_down(self) -> None:
+        """Let the next exit go the careful way."""
+        if self._credit > 0:
+            self._reserve += self._credit
+        self._credit = 0
+
+    def ports_in_flight(self) -> list[RegisteredPort]:
+        """The ports whose handlers run in this processor's exits now."""
+        calls = [call for call in (*self._older_calls, self._call) if call.cr_suspended]
+        ports = (inspect.getcoroutinelocals(call).get("port") for call in calls)
+        return [port for port in ports if isinstance(port, RegisteredPort)]
+
+    def reset(self) -> None:
+        """As a new processor: registers, pages, queues, timers and pending interrupts."""
+        self.slow_down()
+        self._reserve = self._quantum
+        for own in self._vtls.values():
+            own.reset()
+
+    def close(self) -> None:
+        """The partition ends: no more timers; whoever waits to post is let go."""
+        for own in self._vtls.values():
+            own.close()
+
+    def save(self, now: int) -> ProcessorState:
+        """Everything of this processor but the guest code it runs."""
+        self.slow_down()
+        return ProcessorState(self.index, self._reserve, [own.save(now) for own in self._vtls.values()])
+
+    def restore(self, state: ProcessorState, now: int) -> None:
+        """Take over what `save` returned; call `restored` when all processors have theirs."""
+        self._credit, self._reserve = 0, state.exits_left
+        for own, of_vtl in zip(self._vtls.values(), state.vtls, strict=True):
+            own.restore(of_vtl, now)
+
+    def restored(self) -> None:
+        """Deliver what waited in the saved state."""
+        for own in self._vtls.values():
+            own.restored()
+
+    # within
+
+    def _of(self, vtl: Vtl) -> ProcessorVtl:
+        own = self._vtls.get(vtl)
+        if own is None:
+            raise SynicUnsupported(f"this partition has no VTL {int(vtl)}; name it in PartitionConfig.vtls")
+        return own
+
+    def _locate_machines(self, vp_index: int) -> Callable[[Vtl], ProcessorSynic | None] | None:
+        processor = self._parts.processor(vp_index)
+        return None if processor is None else processor.machine
+
+    def _tell_higher_vtls(self, vtl: Vtl) -> None:
+        for higher, own in self._vtls.items():
+            vina = own.machine.vina
+            if higher > vtl and vina.enabled:
+                own.apic.request(vina.vector, vina.auto_eoi)
+
+    async def _begin_exit(self) -> None:
+        """Account for one exit: stop if asked to, end a quantum that is used up."""
+        self.slow_down()
+        if self.stop_requested is not None and not self.ports_in_flight():
+            self.stop_requested()
+            await self._parts.turns.pause()
+        if self._reserve <= 0:
+            self._reserve = self._quantum
+            await self._parts.turns.pause()
+        self._reserve -= 1
+        if self._older_calls:
+            self._older_calls = [call for call in self._older_calls if call.cr_suspended]
+
+    def _end_exit(self) -> None:
+        """Deliver what waits, before guest code goes on; go the short way next time if nothing does any more."""
+        still_waiting = [own for own in self._vtls.values() if own.rescan_if_waiting()]
+        if self._is_plain and not still_waiting and self.stop_requested is None:
+            self._credit, self._reserve = self._reserve, 0
+
+    async def _post_carefully(
+        self, vtl: Vtl, connection_id: int, message_type: int, payload: bytes, trusted: bool
+    ) -> HvStatus:
+        await self._begin_exit()
+        status = await self._post(vtl, connection_id, message_type, payload, trusted)
+        self._end_exit()
+        return status
+
+    async def _signal_carefully(self, vtl: Vtl, connection_id: int, flag_number: int) -> HvStatus:
+        await self._begin_exit()
+        status = await self._signal(vtl, connection_id, flag_number)
+        self._end_exit()
+        return status
+
+    async def _post(
+        self, vtl: Vtl, connection_id: int, message_type: int, payload: bytes, trusted: bool = False
+    ) -> HvStatus:
+        trace = self._parts.trace
+        if trace is None:
+            return await self._checked_post(vtl, connection_id, message_type, payload, trusted)
+        flow = trace.new_flow()
+        posted = trace.emit(
+            events.Post, flow=flow, vp=self.index, vtl=int(vtl), connection_id=connection_id, message_type=message_type,
+            payload=bytes(payload),
+        )  # fmt: skip
+        with trace.working_on((posted, flow)):
+            status = await self._checked_post(vtl, connection_id, message_type, payload, trusted)
+            self._tell_outcome(trace, connection_id, status)
+        return status
+
+    async def _checked_post(
+        self, vtl: Vtl, connection_id: int, message_type: int, payload: bytes, trusted: bool
+    ) -> HvStatus:
+        if len(payload) > MAX_PAYLOAD:
+            return HvStatus.INVALID_PARAMETER
+        if self._parts.profile.checks_message_type and not 0 < message_type < HYPERVISOR_MESSAGE:
+            return HvStatus.INVALID_PARAMETER
+        trusted = trusted and self._parts.trusts_posts
+        call = self._port_map.handle_post_message(vtl, connection_id, trusted, bytes(payload))
+        return await self._finish(vtl, connection_id, call)
+
+    async def _signal(self, vtl: Vtl, connection_id: int, flag_number: int) -> HvStatus:
+        trace = self._parts.trace
+        call = self._signals.handle_signal_event(vtl, connection_id, flag_number)
+        if trace is None:
+            return await self._finish(vtl, connection_id, call)
+        flow = trace.new_flow()
+        signalled = trace.emit(
+            events.Signal, flow=flow, vp=self.index, vtl=int(vtl), connection_id=connection_id, flag=flag_number
+        )
+        with trace.working_on((signalled, flow)):
+            status = await self._finish(vtl, connection_id, call)
+            self._tell_outcome(trace, connection_id, status)
+        return status
+
+    async def _finish(self, vtl: Vtl, connection_id: int, call: DispatchCall) -> HvStatus:
+        if self._call.cr_suspended:
+            self._older_calls.append(self._call)
+        self._call = call
+        status = await call
+        is_unknown = status is HvStatus.INVALID_CONNECTION_ID and vtl == _VTL0
+        if is_unknown and await self._parts.reflect(self.index, connection_id):
+            return HvStatus.TIMEOUT
+        return status
+
+    def _tell_outcome(self, trace: Trace, connection_id: int, status: HvStatus) -> None:
+        if status is HvStatus.SUCCESS:
+            trace.emit(events.Route, connection_id=connection_id)
+        else:
+            reason = self._port_map.explain(connection_id, status)
+            trace.emit(events.Refuse, connection_id=connection_id, status=int(status), reason=reason)
+
+    def _tell_write(self, trace: Trace, own: ProcessorVtl, msr: int, value: int) -> None:
+        vtl = int(own.vtl)
+        if msr == Msr.EOM:
+            trace.emit(events.Eom, vp=self.index, vtl=vtl)
+        elif msr == Msr.EOI:
+            trace.emit(events.Eoi, vp=self.index, vtl=vtl)
+        else:
+            trace.emit(events.Write, vp=self.index, vtl=vtl, msr=msr, value=value)
+
+    def _read_msr(self, own: ProcessorVtl, msr: int) -> int | None:
+        match msr:
+            case Msr.VP_INDEX:
+                return self.index
+            case Msr.TIME_REF_COUNT:
+                return self._parts.clock.now()
+            case Msr.TPR:
+                return own.apic.tpr
+            case Msr.GUEST_OS_ID | Msr.HYPERCALL:
+                return self._parts.hypercall_page.read(msr)
+        name = register_name(msr)
+        return None if name is None else own.machine.read_register(name)
+
+    def _write_msr(self, own: ProcessorVtl, msr: int, value: int) -> bool:
+        match msr:
+            case Msr.EOI:
+                own.apic.eoi()
+                own.rescan()
+                return True
+            case Msr.TPR:
+                own.apic.set_tpr(value)
+                return True
+            case Msr.GUEST_OS_ID | Msr.HYPERCALL:
+                return self._parts.hypercall_page.write(msr, value)
+        name = register_name(msr)
+        return name is not None and own.write_register(name, value) is HvStatus.SUCCESS
+
+    def _fault(self, vtl: Vtl, reason: str) -> GuestFault:
+        trace = self._parts.trace
+        if trace is not None:
+            trace.emit(events.Fault, vp=self.index, vtl=int(vtl), fault="#GP", reason=reason)
+        return GuestFault("#GP", reason)

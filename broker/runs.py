@@ -1,0 +1,109 @@
+"""A run: guest code as a processor's task, how it is stopped, and how it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Literal
+
+import anyio
+import anyio.abc
+import msgspec
+import structlog
+
+from .errors import GuestFault
+from .processor import VirtualProcessor
+from .turns import Turns
+
+GuestCode = Callable[[VirtualProcessor], Awaitable[object]]
+
+_log = structlog.get_logger("broker")
+
+
+class RunEnd(msgspec.Struct, frozen=True):
+    """How a run ended: finished (the guest code returned `result`), faulted (`fault` says why), or stopped."""
+
+    how: Literal["finished", "faulted", "stopped"]
+    result: object = None
+    fault: GuestFault | None = None
+
+
+class ProcessorRun:
+    """One run of guest code; `partition.start` makes it."""
+
+    def __init__(self, processor: VirtualProcessor, guest: GuestCode, turns: Turns, group: anyio.abc.TaskGroup) -> None:
+        self.processor = processor
+        self.error: Exception | None = None
+        """What the guest code raised, unless that is a guest fault."""
+        self._error_was_seen = False
+        self._guest = guest
+        self._turns = turns
+        self._group = group
+        self._scope = anyio.CancelScope()
+        self._stopping = False
+        self._end: RunEnd | None = None
+        self._ended = turns.wakeup(("run", processor.index))
+        self._begin = turns.expect(("vp", processor.index))
+
+    @property
+    def is_over(self) -> bool:
+        """True once the guest code has ended."""
+        return self._end is not None or self.error is not None
+
+    def unseen_error(self) -> Exception | None:
+        """What the guest code raised and no `wait` has passed on yet."""
+        return None if self._error_was_seen else self.error
+
+    async def wait(self) -> RunEnd:
+        """Wait until the guest code has ended and say how.
+
+        An exception of the guest code that is no guest fault is a mistake of its author and is raised here; when nobody
+        waits, it is raised where the partition ends.
+        """
+        await self.wait_over()
+        if self.error is not None:
+            self._error_was_seen = True
+            raise self.error
+        assert self._end is not None
+        return self._end
+
+    async def wait_over(self) -> None:
+        """Wait until the guest code has ended, however."""
+        while not self.is_over:
+            await self._ended.wait()
+
+    def stop(self) -> None:
+        """End the run at its next exit or wait. A handler that runs in its exit finishes first. Idempotent."""
+        if self._stopping or self.is_over:
+            return
+        self._stopping = True
+        if not self.processor.ports_in_flight():
+            self._scope.cancel()
+            return
+        self.processor.stop_requested = self._scope.cancel
+        self.processor.slow_down()
+        self._group.start_soon(self._stop_after_handlers)
+
+    async def run(self) -> None:
+        """The task: runs the guest code in its scope and notes how it ended."""
+        end: RunEnd | None = None
+        try:
+            with self._scope:
+                await self._begin()
+                end = RunEnd("finished", await self._guest(self.processor))
+        except GuestFault as fault:
+            end = RunEnd("faulted", fault=fault)
+            _log.info("processor_faulted", vp=self.processor.index, reason=str(fault))
+        except Exception as error:
+            self.error = error
+            _log.error("guest_code_failed", vp=self.processor.index, exc_info=error)
+        finally:
+            if self.error is None:
+                self._end = end or RunEnd("stopped")
+            self.processor.stop_requested = None
+            self._ended.notify()
+            self._turns.leave()
+
+    async def _stop_after_handlers(self) -> None:
+        while ports := self.processor.ports_in_flight():
+            await ports[0].wait_finished()
+        self._scope.cancel()
