@@ -64,8 +64,23 @@ async def _no_call() -> HvStatus:
 class VirtualProcessor:
     """See the module. Made by the partition: `partition.vp(index)`."""
 
-    __slots__ = ("_call", "_credit", "_hypercalls", "_is_plain", "_older_calls", "_parts", "_port_map", "_quantum",
-                 "_reserve", "_signals", "_vtls", "index", "stop_requested")  # fmt: skip
+    __slots__ = (
+        "_call",
+        "_credit",
+        "_hypercalls",
+        "_is_plain",
+        "_needs_care",
+        "_older_calls",
+        "_parts",
+        "_pause",
+        "_port_map",
+        "_quantum",
+        "_reserve",
+        "_signals",
+        "_vtls",
+        "index",
+        "stop_requested",
+    )
 
     def __init__(self, index: int, parts: PartitionParts) -> None:
         self.index = index
@@ -79,6 +94,9 @@ class VirtualProcessor:
         """Exits that may still go the short way."""
         self._reserve = parts.quantum
         """Exits left of the quantum besides these."""
+        self._pause = parts.turns.pause
+        self._needs_care = True
+        """The next exit has more to see to than its quantum."""
         self._is_plain = parts.trace is None and not parts.profile.checks_message_type
         self._vtls = {
             vtl: ProcessorVtl(index, vtl, parts, self._tell_higher_vtls, self.slow_down) for vtl in parts.vtls
@@ -131,7 +149,7 @@ class VirtualProcessor:
         await self._begin_exit()
         control, first, second = control & _MASK, input_gpa_or_value & _MASK, second & _MASK
         while (result := await self._hypercalls.dispatch(control, first, second, vtl)) is None:
-            await self._parts.turns.pause()
+            await self._pause()
         self._end_exit()
         return result
 
@@ -233,9 +251,8 @@ class VirtualProcessor:
 
     def slow_down(self) -> None:
         """Let the next exit go the careful way."""
-        if self._credit > 0:
-            self._reserve += self._credit
-        self._credit = 0
+        self._needs_care = True
+        self._withdraw_credit()
 
     def ports_in_flight(self) -> list[RegisteredPort]:
         """The ports whose handlers run in this processor's exits now."""
@@ -289,15 +306,20 @@ class VirtualProcessor:
             if higher > vtl and vina.enabled:
                 own.apic.request(vina.vector, vina.auto_eoi)
 
+    def _withdraw_credit(self) -> None:
+        if self._credit > 0:
+            self._reserve += self._credit
+        self._credit = 0
+
     async def _begin_exit(self) -> None:
         """Account for one exit: stop if asked to, end a quantum that is used up."""
-        self.slow_down()
+        self._withdraw_credit()
         if self.stop_requested is not None and not self.ports_in_flight():
             self.stop_requested()
-            await self._parts.turns.pause()
+            await self._pause()
         if self._reserve <= 0:
             self._reserve = self._quantum
-            await self._parts.turns.pause()
+            await self._pause()
         self._reserve -= 1
         if self._older_calls:
             self._older_calls = [call for call in self._older_calls if call.cr_suspended]
@@ -305,18 +327,31 @@ class VirtualProcessor:
     def _end_exit(self) -> None:
         """Deliver what waits, before guest code goes on; go the short way next time if nothing does any more."""
         still_waiting = [own for own in self._vtls.values() if own.rescan_if_waiting()]
-        if self._is_plain and not still_waiting and self.stop_requested is None:
+        self._needs_care = not self._is_plain or bool(still_waiting) or self.stop_requested is not None
+        if not self._needs_care:
             self._credit, self._reserve = self._reserve, 0
 
     async def _post_carefully(
         self, vtl: Vtl, connection_id: int, message_type: int, payload: bytes, trusted: bool
     ) -> HvStatus:
+        if self._credit < 0 and not (
+            self._needs_care or self._reserve or trusted or len(payload) > MAX_PAYLOAD or self._call.cr_suspended
+        ):
+            await self._pause()  # the quantum is used up, and that is all
+            self._credit = self._quantum - 1
+            call = self._call = self._port_map.handle_post_message(vtl, connection_id, False, payload)
+            return await call
         await self._begin_exit()
         status = await self._post(vtl, connection_id, message_type, payload, trusted)
         self._end_exit()
         return status
 
     async def _signal_carefully(self, vtl: Vtl, connection_id: int, flag_number: int) -> HvStatus:
+        if self._credit < 0 and not (self._needs_care or self._reserve or self._call.cr_suspended):
+            await self._pause()
+            self._credit = self._quantum - 1
+            call = self._call = self._signals.handle_signal_event(vtl, connection_id, flag_number)
+            return await call
         await self._begin_exit()
         status = await self._signal(vtl, connection_id, flag_number)
         self._end_exit()
@@ -330,9 +365,14 @@ class VirtualProcessor:
             return await self._checked_post(vtl, connection_id, message_type, payload, trusted)
         flow = trace.new_flow()
         posted = trace.emit(
-            events.Post, flow=flow, vp=self.index, vtl=int(vtl), connection_id=connection_id, message_type=message_type,
+            events.Post,
+            flow=flow,
+            vp=self.index,
+            vtl=int(vtl),
+            connection_id=connection_id,
+            message_type=message_type,
             payload=bytes(payload),
-        )  # fmt: skip
+        )
         with trace.working_on((posted, flow)):
             status = await self._checked_post(vtl, connection_id, message_type, payload, trusted)
             self._tell_outcome(trace, connection_id, status)

@@ -39,11 +39,27 @@ class VtlParts(Protocol):
 
 
 class ProcessorVtl:
-    """See the module. `on_interrupt` is called for each interrupt that is deliverable, `on_work` when messages or timers
-    wait for the guest to empty a slot."""
+    """See the module. `on_interrupt` is called when an interrupt is deliverable, `on_work` when something waits for the
+    guest to empty a slot."""
 
-    __slots__ = ("_armed", "_clock", "_interrupts", "_is_waiting", "_on_interrupt", "_on_work", "_rescans", "_timer", "_trace", "_turns",
-                 "_vp_index", "_wakeup", "apic", "machine", "posts", "vtl")  # fmt: skip
+    __slots__ = (
+        "_armed",
+        "_clock",
+        "_interrupts",
+        "_is_waiting",
+        "_on_interrupt",
+        "_on_work",
+        "_rescans",
+        "_timer",
+        "_trace",
+        "_turns",
+        "_vp_index",
+        "_wakeup",
+        "apic",
+        "machine",
+        "posts",
+        "vtl",
+    )
 
     def __init__(
         self,

@@ -75,8 +75,19 @@ class _Exceptions(msgspec.Struct):
 class RegisteredPort(PortHandle):
     """One entry of the map and the handle on it, in one slim object."""
 
-    __slots__ = ("_busy", "_call", "_exceptions", "_finished", "_map", "_started", "_undo", "_wakeup", "connection_id",
-                 "is_event", "minimum_vtl")  # fmt: skip
+    __slots__ = (
+        "_busy",
+        "_call",
+        "_exceptions",
+        "_finished",
+        "_map",
+        "_started",
+        "_undo",
+        "_wakeup",
+        "connection_id",
+        "is_event",
+        "minimum_vtl",
+    )
 
     def __init__(
         self,
