@@ -46,14 +46,14 @@ class Interrupt:
         return cls(function, None)
 
     @classmethod
-    def from_event(cls, fd: int) -> Interrupt:
-        """Delivering signals this eventfd, which stays the caller's to close."""
-        return cls(None, _SharedEvent(fd, owned=False))
+    def from_event(cls, fd: int, close: Callable[[int], None] | None = None) -> Interrupt:
+        """Delivering signals this eventfd, which stays the caller's, or is closed with `close` by `disconnect`."""
+        return cls(None, _SharedEvent(fd, close))
 
     @classmethod
     def null(cls) -> Interrupt:
         """Delivering does nothing until somebody asks for `event()`, which makes one."""
-        return cls(None, _SharedEvent(-1, owned=True))
+        return cls(None, _SharedEvent(-1, os.close))
 
     def deliver(self) -> None:
         """Deliver once, now."""
@@ -71,7 +71,7 @@ class Interrupt:
         return Interrupt(self._function, self._shared)
 
     def disconnect(self) -> None:
-        """Close the eventfd that was made here; delivering, through clones too, has no effect any more."""
+        """Close the eventfd where it is ours; delivering, through clones too, has no effect any more."""
         if self._shared is not None:
             self._shared.close()
 
@@ -99,13 +99,13 @@ class Interrupt:
 
 
 class _SharedEvent:
-    """An eventfd that clones share; one made here is closed when the last of them goes."""
+    """An eventfd that clones share; one that is ours is closed with the last of them at the latest."""
 
-    __slots__ = ("_owned", "fd")
+    __slots__ = ("_close", "fd")
 
-    def __init__(self, fd: int, owned: bool) -> None:
+    def __init__(self, fd: int, close: Callable[[int], None] | None) -> None:
         self.fd = fd
-        self._owned = owned
+        self._close = close
 
     def get(self) -> int:
         if self.fd < 0:
@@ -113,9 +113,9 @@ class _SharedEvent:
         return self.fd
 
     def close(self) -> None:
-        if self._owned and self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        if self.fd >= 0 and self._close is not None:
+            fd, self.fd = self.fd, -1
+            self._close(fd)
 
     def __del__(self) -> None:
         self.close()

@@ -242,12 +242,19 @@ class Partition(anyio.AsyncContextManagerMixin):
         if not self.backend.intercepts_unknown_connections:
             raise SynicUnsupported(f"backend {self.backend.name} has no intercept for unknown connections")
         self._reflection = reflection
+        for processor in self._processors:
+            processor.slow_down()
 
     # what processors ask for
 
     def processor(self, vp_index: int) -> VirtualProcessor | None:
         """A processor, None where there is none."""
         return self._processors[vp_index] if 0 <= vp_index < len(self._processors) else None
+
+    @property
+    def intercepts_unknown(self) -> bool:
+        """True while VTL 2 sees the calls of VTL 0 to unknown connections."""
+        return self._reflection is not None
 
     async def reflect(self, vp_index: int, connection_id: int) -> bool:
         """Ask VTL 2 about a call to an unknown connection."""

@@ -17,8 +17,9 @@ from .direct import DirectCalls
 from .errors import GuestFault, MemoryAccessError, SynicUnsupported
 from .guest_synic import LocalGuestSynic
 from .hvdef import HYPERVISOR_MESSAGE, MAX_PAYLOAD, HvRegister, HvStatus, Msr, Vtl
-from .hvdef.registers import register_name
+from .hvdef.registers import msr_number, register_name
 from .hypercall import Hypercalls
+from .memory import GuestMemory
 from .processor_vtl import ProcessorVtl, VtlParts
 from .state import ProcessorState
 from .synic import DispatchCall, HostPosts, Monitor, RegisteredPort, Synic, SynicPortMap
@@ -47,6 +48,8 @@ class PartitionParts(VtlParts, Protocol):
     def privileges(self) -> int: ...
     @property
     def trusts_posts(self) -> bool: ...
+    @property
+    def intercepts_unknown(self) -> bool: ...
 
     def processor(self, vp_index: int) -> VirtualProcessor | None:
         """A processor, None where there is none."""
@@ -182,16 +185,26 @@ class VirtualProcessor:
     async def get_register(self, name: int, *, vtl: Vtl = _VTL0) -> int | HvStatus:
         """A register by its `HvRegister` name; UNKNOWN_REGISTER_NAME for one that does not exist."""
         await self._begin_exit()
-        if name == HvRegister.VP_INDEX:
-            return self.index
-        value = self._of(vtl).machine.read_register(name)
+        own, msr = self._of(vtl), msr_number(name)
+        value = own.machine.read_register(name) if msr is None else self._read_msr(own, msr)
         self._end_exit()
         return HvStatus.UNKNOWN_REGISTER_NAME if value is None else value
 
     async def set_register(self, name: int, value: int, *, vtl: Vtl = _VTL0) -> HvStatus:
-        """Write a register by its `HvRegister` name; the statuses of `ProcessorSynic.write_register`."""
+        """Write a register by its `HvRegister` name; the statuses of `ProcessorSynic.write_register`.
+
+        INVALID_PARAMETER for the read-only VP_INDEX and TIME_REF_COUNT as well.
+        """
         await self._begin_exit()
-        status = self._of(vtl).write_register(name, value & _MASK)
+        own = self._of(vtl)
+        match name:
+            case HvRegister.GUEST_OS_ID:
+                self._parts.hypercall_page.write(Msr.GUEST_OS_ID, value & _MASK)
+                status = HvStatus.SUCCESS
+            case HvRegister.VP_INDEX | HvRegister.TIME_REF_COUNT:
+                status = HvStatus.INVALID_PARAMETER
+            case _:
+                status = own.write_register(name, value & _MASK)
         self._end_exit()
         return status
 
@@ -230,6 +243,11 @@ class VirtualProcessor:
         self._end_exit()
 
     # what drivers and the partition ask for
+
+    @property
+    def memory(self) -> GuestMemory:
+        """Guest memory, as the processor's own loads see it."""
+        return self._parts.memory
 
     def guest_synic(self, vtl: Vtl = _VTL0) -> LocalGuestSynic:
         """What a guest-side driver on this processor and VTL holds."""
@@ -327,7 +345,8 @@ class VirtualProcessor:
     def _end_exit(self) -> None:
         """Deliver what waits, before guest code goes on; go the short way next time if nothing does any more."""
         still_waiting = [own for own in self._vtls.values() if own.rescan_if_waiting()]
-        self._needs_care = not self._is_plain or bool(still_waiting) or self.stop_requested is not None
+        is_plain = self._is_plain and not self._parts.intercepts_unknown
+        self._needs_care = not is_plain or bool(still_waiting) or self.stop_requested is not None
         if not self._needs_care:
             self._credit, self._reserve = self._reserve, 0
 
@@ -343,6 +362,9 @@ class VirtualProcessor:
             return await call
         await self._begin_exit()
         status = await self._post(vtl, connection_id, message_type, payload, trusted)
+        while status is HvStatus.TIMEOUT and self._parts.intercepts_unknown:
+            await self._pause()
+            status = await self._post(vtl, connection_id, message_type, payload, trusted)
         self._end_exit()
         return status
 
@@ -354,6 +376,9 @@ class VirtualProcessor:
             return await call
         await self._begin_exit()
         status = await self._signal(vtl, connection_id, flag_number)
+        while status is HvStatus.TIMEOUT and self._parts.intercepts_unknown:
+            await self._pause()
+            status = await self._signal(vtl, connection_id, flag_number)
         self._end_exit()
         return status
 

@@ -11,9 +11,12 @@ that a guest in a loop cannot stop time.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import math
+import os
 import random
+import select
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
@@ -79,12 +82,16 @@ class Turns:
         """Let others have their turn; a quantum ends here."""
         raise NotImplementedError
 
-    async def enter(self, key: Key) -> None:
-        """A task that was woken from outside (a descriptor became readable) asks for its turn."""
+    async def wait_readable(self, fd: int, key: Key) -> bool:
+        """Wait until a descriptor is readable; False when `close_descriptor` was called for it, or it is closed."""
+        raise NotImplementedError
+
+    def close_descriptor(self, fd: int) -> None:
+        """Close a descriptor that a task may wait for."""
         raise NotImplementedError
 
     def leave(self) -> None:
-        """The current task ends or waits for something outside: whatever turn it has is over."""
+        """The current task ends: whatever turn it has is over."""
         raise NotImplementedError
 
     def save(self) -> bytes | None:
@@ -168,8 +175,18 @@ class LiveTurns(Turns):
     async def pause(self) -> None:
         await anyio.lowlevel.checkpoint()
 
-    async def enter(self, key: Key) -> None:
-        return
+    async def wait_readable(self, fd: int, key: Key) -> bool:
+        if fd < 0:
+            return False
+        try:
+            await anyio.wait_readable(fd)
+        except (anyio.ClosedResourceError, OSError):
+            return False
+        return True
+
+    def close_descriptor(self, fd: int) -> None:
+        anyio.notify_closing(fd)
+        os.close(fd)
 
     def leave(self) -> None:
         return
@@ -192,9 +209,10 @@ class LiveTurns(Turns):
 class _Waiter:
     """A task that waits for its turn, or for the `notify` that makes it ready."""
 
-    __slots__ = ("event", "key", "order", "task")
+    __slots__ = ("event", "is_closed", "key", "order", "task")
 
     def __init__(self, key: Key, order: int) -> None:
+        self.is_closed = False
         self.key = key
         self.order = order
         self.event = anyio.Event()
@@ -232,6 +250,9 @@ class SeededTurns(Turns):
         self._virtual = isinstance(clock, VirtualClock)
         self._ready: list[_Waiter] = []
         self._settling: list[_Waiter] = []
+        self._inputs: dict[int, _Waiter] = {}
+        """Who waits for which descriptor. They are looked at between turns, so that an input has its place in the order."""
+        self._epoll = select.epoll()
         self._holder: int | None = anyio.get_current_task().id
 
     def wakeup(self, key: Key) -> Wakeup:
@@ -241,12 +262,29 @@ class SeededTurns(Turns):
         if self._virtual:
             self.clock.set(self.clock.now() + 1)
             self._fire_due()
-        await self.enter(("pause", 0))
-
-    async def enter(self, key: Key) -> None:
-        waiter = self.waiter(key)
+        waiter = self.waiter(("pause", 0))
         self.make_ready([waiter])
         await self.park(waiter)
+
+    async def wait_readable(self, fd: int, key: Key) -> bool:
+        if fd < 0:
+            return False
+        waiter = self._inputs[fd] = self.waiter(key)
+        self._epoll.register(fd, select.EPOLLIN)
+        try:
+            await self.park(waiter)
+        finally:
+            if self._inputs.get(fd) is waiter:
+                self._forget_input(fd)
+        return not waiter.is_closed
+
+    def close_descriptor(self, fd: int) -> None:
+        waiter = self._inputs.get(fd)
+        if waiter is not None:
+            self._forget_input(fd)
+            waiter.is_closed = True
+            self.make_ready([waiter])
+        os.close(fd)
 
     def leave(self) -> None:
         if self._holder == anyio.get_current_task().id:
@@ -299,20 +337,46 @@ class SeededTurns(Turns):
             raise
 
     async def run(self) -> None:
-        while True:
-            await self._settle()
-            if self._ready:
-                candidates = sorted(self._ready, key=lambda waiter: (waiter.key, waiter.order))
-                self._grant(self._ready, candidates[self.random.randrange(len(candidates))])
-            elif self._settling:
-                self._grant(self._settling, self._settling[0])
-            elif (tick := self._next_tick()) is None:
-                await self._wait_changed(None)
-            elif self._virtual:
-                self.clock.set(max(tick, self.clock.now()))
-                self._fire_due()
-            elif not self._fire_due():
+        try:
+            while True:
+                await self._settle()
+                self._take_inputs()
+                if self._ready:
+                    candidates = sorted(self._ready, key=lambda waiter: (waiter.key, waiter.order))
+                    self._grant(self._ready, candidates[self.random.randrange(len(candidates))])
+                elif self._settling:
+                    self._grant(self._settling, self._settling[0])
+                else:
+                    await self._advance()
+        finally:
+            self._epoll.close()
+
+    async def _advance(self) -> None:
+        """Nobody is ready: let time go on to the next timer, or wait for an input."""
+        tick = self._next_tick()
+        if self._virtual and tick is not None:
+            self.clock.set(max(tick, self.clock.now()))
+        if not self._fire_due():
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._watch_inputs)
                 await self._wait_changed(tick)
+                group.cancel_scope.cancel()
+
+    async def _watch_inputs(self) -> None:
+        await anyio.wait_readable(self._epoll.fileno())
+        self._wake()
+
+    def _take_inputs(self) -> None:
+        if self._inputs:
+            readable = [self._inputs[fd] for fd, _ in self._epoll.poll(0) if fd in self._inputs]
+            for fd in [fd for fd, waiter in self._inputs.items() if waiter in readable]:
+                self._forget_input(fd)
+            self.make_ready(sorted(readable, key=lambda waiter: (waiter.key, waiter.order)))
+
+    def _forget_input(self, fd: int) -> None:
+        del self._inputs[fd]
+        with contextlib.suppress(OSError):  # a descriptor that was closed has left the set already
+            self._epoll.unregister(fd)
 
     def _grant(self, waiting: list[_Waiter], waiter: _Waiter) -> None:
         waiting.remove(waiter)

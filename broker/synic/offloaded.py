@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-import anyio
 import anyio.abc
 
 from ..hvdef import HvStatus
@@ -40,7 +39,7 @@ class OffloadedSynic(EmulatedSynic):
         self._group = group
         self._turns = port_map.turns
         self._doorbells: dict[int, _Doorbell] = {}
-        self._guest_events: set[Interrupt] = set()
+        self._guest_events: set[_GuestEvent] = set()
 
     def handle_signal_event(self, vtl: int, connection_id: int, flag_number: int) -> DispatchCall:
         """Ring the doorbell where there is one that this caller may ring and that carries this flag; else dispatch."""
@@ -62,18 +61,17 @@ class OffloadedSynic(EmulatedSynic):
         """Backed by an eventfd, where the backend has those for this VTL, else by a function."""
         if self.backend.guest_events == "function" or target.vtl == 2:
             return super().new_guest_event(target)
-        interrupt = Interrupt.null()
-        fd = interrupt.event()
-        assert fd is not None
-        self._guest_events.add(interrupt)
-        self._group.start_soon(self._serve_guest_event, fd, target, interrupt, name=f"guest event of VP {target.vp}")
-        return interrupt
+        event = _GuestEvent(target, os.eventfd(0, EVENTFD_FLAGS))
+        self._guest_events.add(event)
+        self._group.start_soon(self._serve_guest_event, event, name=f"guest event of VP {target.vp}")
+        event.interrupt = Interrupt.from_event(event.fd, lambda _: self._close_guest_event(event))
+        return event.interrupt
 
     def close(self) -> None:
         """The partition ends: eventfds are closed."""
         super().close()
-        for interrupt in list(self._guest_events):
-            interrupt.disconnect()
+        for event in list(self._guest_events):
+            event.interrupt.disconnect()
 
     async def _ring(self, doorbell: _Doorbell, flag: int) -> HvStatus:
         doorbell.ring(flag, NO_CONTEXT if self.port_map.trace is None else Trace.context())
@@ -81,23 +79,32 @@ class OffloadedSynic(EmulatedSynic):
 
     async def _serve_doorbell(self, doorbell: _Doorbell) -> None:
         key = ("doorbell", doorbell.port.connection_id)
-        while await _readable(doorbell.fd):
-            await self._turns.enter(key)
+        while await self._turns.wait_readable(doorbell.fd, key):
             for flag in doorbell.take():
                 if doorbell.fd < 0:
                     break  # closed meanwhile: what is undelivered is dropped
                 if self.port_map.trace is not None:
                     self.port_map.trace.work_on(doorbell.context)
                 await doorbell.port.run_event_handler(flag)
-            self._turns.leave()
 
-    async def _serve_guest_event(self, fd: int, target: GuestEventTarget, interrupt: Interrupt) -> None:
-        while target.is_open and await _readable(fd):
-            await self._turns.enter(("guest event", target.vp))
-            if target.is_open and drain_eventfd(fd):
-                self.signal(target)
-            self._turns.leave()
-        self._guest_events.discard(interrupt)
+    async def _serve_guest_event(self, event: _GuestEvent) -> None:
+        while await self._turns.wait_readable(event.fd, ("guest event", event.target.vp)):
+            if event.fd >= 0 and drain_eventfd(event.fd):
+                self.signal(event.target)
+
+    def _close_guest_event(self, event: _GuestEvent) -> None:
+        self._guest_events.discard(event)
+        fd, event.fd = event.fd, -1
+        self._turns.close_descriptor(fd)
+
+
+class _GuestEvent:
+    """The eventfd behind a guest event port."""
+
+    def __init__(self, target: GuestEventTarget, fd: int) -> None:
+        self.target = target
+        self.fd = fd
+        self.interrupt = Interrupt.from_event(fd)
 
 
 class _Doorbell:
@@ -133,19 +140,7 @@ class _Doorbell:
             del self._doorbells[self.port.connection_id]
         fd, self.fd = self.fd, -1
         self._pending.clear()
-        anyio.notify_closing(fd)
-        os.close(fd)
-
-
-async def _readable(fd: int) -> bool:
-    """Wait until the eventfd is readable; False once it was closed."""
-    if fd < 0:
-        return False
-    try:
-        await anyio.wait_readable(fd)
-    except (anyio.ClosedResourceError, OSError):
-        return False
-    return True
+        self.port.turns.close_descriptor(fd)
 
 
 def _duplicate(fd: int) -> int:
