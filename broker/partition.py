@@ -106,19 +106,24 @@ class Partition(anyio.AsyncContextManagerMixin):
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncIterator[Self]:
-        errors: list[Exception] = []
-        async with anyio.create_task_group() as group:
-            self._open(group)
-            try:
-                yield self
-                await self._stop_processors()
-            except Exception as error:  # not from within the group, which would wrap it
-                errors.append(error)
-            finally:
-                self._close()
-                group.cancel_scope.cancel()
-        if self.config.memory is None:
-            self.memory.close()
+        errors: list[BaseException] = []
+        self.memory = self.config.memory or GuestMemory(self.config.memory_size)
+        try:
+            async with anyio.create_task_group() as group:
+                self._open(group)
+                try:
+                    yield self
+                    await self._stop_processors()
+                except anyio.get_cancelled_exc_class():
+                    raise
+                except BaseException as error:  # not from within the group, which would wrap it
+                    errors.append(error)
+                finally:
+                    self._close()
+                    group.cancel_scope.cancel()
+        finally:
+            if self.config.memory is None:
+                self.memory.close()
         errors += filter(None, (run.unseen_error() for run in self._runs.values()))
         if errors:
             raise errors[0]
@@ -126,7 +131,6 @@ class Partition(anyio.AsyncContextManagerMixin):
     def _open(self, group: anyio.abc.TaskGroup) -> None:
         config, backend = self.config, self.backend
         self._group = group
-        self.memory = config.memory or GuestMemory(config.memory_size)
         self.clock = VirtualClock() if config.virtual_time else Clock(time.monotonic_ns)
         takes_turns = config.virtual_time or config.seed is not None
         self.turns = SeededTurns(self.clock, config.seed or 0) if takes_turns else LiveTurns(self.clock)

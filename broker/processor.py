@@ -342,6 +342,19 @@ class VirtualProcessor:
         if self._older_calls:
             self._older_calls = [call for call in self._older_calls if call.cr_suspended]
 
+    def _wants_care(self) -> bool:
+        return self._needs_care or self._call.cr_suspended
+
+    async def _begin_quantum(self) -> bool:
+        """The quantum is used up, and that was all: pause. False when there is more to see to after the pause."""
+        await self._pause()
+        if self._wants_care():
+            if self._credit <= 0 and self._reserve <= 0:
+                self._reserve = self._quantum
+            return False
+        self._credit = self._quantum - 1
+        return True
+
     def _end_exit(self) -> None:
         """Deliver what waits, before guest code goes on; go the short way next time if nothing does any more."""
         still_waiting = [own for own in self._vtls.values() if own.rescan_if_waiting()]
@@ -353,11 +366,11 @@ class VirtualProcessor:
     async def _post_carefully(
         self, vtl: Vtl, connection_id: int, message_type: int, payload: bytes, trusted: bool
     ) -> HvStatus:
-        if self._credit < 0 and not (
-            self._needs_care or self._reserve or trusted or len(payload) > MAX_PAYLOAD or self._call.cr_suspended
+        if (
+            self._credit < 0
+            and not (trusted or len(payload) > MAX_PAYLOAD or self._reserve or self._wants_care())
+            and await self._begin_quantum()
         ):
-            await self._pause()  # the quantum is used up, and that is all
-            self._credit = self._quantum - 1
             call = self._call = self._port_map.handle_post_message(vtl, connection_id, False, payload)
             return await call
         await self._begin_exit()
@@ -369,9 +382,7 @@ class VirtualProcessor:
         return status
 
     async def _signal_carefully(self, vtl: Vtl, connection_id: int, flag_number: int) -> HvStatus:
-        if self._credit < 0 and not (self._needs_care or self._reserve or self._call.cr_suspended):
-            await self._pause()
-            self._credit = self._quantum - 1
+        if self._credit < 0 and not (self._reserve or self._wants_care()) and await self._begin_quantum():
             call = self._call = self._signals.handle_signal_event(vtl, connection_id, flag_number)
             return await call
         await self._begin_exit()

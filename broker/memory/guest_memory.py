@@ -17,7 +17,7 @@ from ..hvdef.registers import PAGE_SHIFT, PAGE_SIZE
 class GuestMemory:
     """Guest RAM of `size` bytes, a multiple of 4096, GPA 0 at offset 0 of the memfd `fd`.
 
-    `ValueError` for a size that is no positive multiple of a page.
+    `ValueError` for a size that is no positive multiple of a page, `OSError` when there is not so much memory.
     """
 
     def __init__(self, size: int) -> None:
@@ -25,8 +25,12 @@ class GuestMemory:
             raise ValueError(f"guest memory is a positive multiple of {PAGE_SIZE} bytes, not {size}")
         self.size = size
         self.fd = os.memfd_create("guest-memory", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.ftruncate(self.fd, size)
-        self._map = mmap.mmap(self.fd, size)
+        try:
+            os.ftruncate(self.fd, size)
+            self._map = mmap.mmap(self.fd, size)
+        except BaseException:
+            os.close(self.fd)
+            raise
         self._view = memoryview(self._map)
         self._pages: dict[int, memoryview] = {}
 

@@ -12,7 +12,7 @@ from typing import get_args
 import msgspec
 
 
-class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag=str.lower):
+class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"):
     """What all events share."""
 
     id: int
@@ -21,7 +21,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag=st
     flow: int = 0
 
 
-class Post(Event, frozen=True, kw_only=True, tag=True):
+class Post(Event, frozen=True, kw_only=True, tag=str.lower):
     """A guest posts a message to a connection."""
 
     vp: int
@@ -31,7 +31,7 @@ class Post(Event, frozen=True, kw_only=True, tag=True):
     payload: bytes
 
 
-class Signal(Event, frozen=True, kw_only=True, tag=True):
+class Signal(Event, frozen=True, kw_only=True, tag=str.lower):
     """A guest signals an event to a connection."""
 
     vp: int
@@ -40,13 +40,13 @@ class Signal(Event, frozen=True, kw_only=True, tag=True):
     flag: int
 
 
-class Route(Event, frozen=True, kw_only=True, tag=True):
+class Route(Event, frozen=True, kw_only=True, tag=str.lower):
     """The port map took a post or signal to its port, whose handler accepted it."""
 
     connection_id: int
 
 
-class Refuse(Event, frozen=True, kw_only=True, tag=True):
+class Refuse(Event, frozen=True, kw_only=True, tag=str.lower):
     """A post or signal was answered with a status other than SUCCESS."""
 
     connection_id: int
@@ -54,7 +54,7 @@ class Refuse(Event, frozen=True, kw_only=True, tag=True):
     reason: str
 
 
-class Queue(Event, frozen=True, kw_only=True, tag=True):
+class Queue(Event, frozen=True, kw_only=True, tag=str.lower):
     """The host queues a message for a SINT; `depth` messages wait there now."""
 
     vp: int
@@ -65,7 +65,7 @@ class Queue(Event, frozen=True, kw_only=True, tag=True):
     depth: int
 
 
-class Deliver(Event, frozen=True, kw_only=True, tag=True):
+class Deliver(Event, frozen=True, kw_only=True, tag=str.lower):
     """A message lies in its slot, type written last."""
 
     vp: int
@@ -75,7 +75,7 @@ class Deliver(Event, frozen=True, kw_only=True, tag=True):
     payload: bytes
 
 
-class Pending(Event, frozen=True, kw_only=True, tag=True):
+class Pending(Event, frozen=True, kw_only=True, tag=str.lower):
     """The slot is busy: message-pending was set in it, so that the guest writes EOM."""
 
     vp: int
@@ -83,7 +83,7 @@ class Pending(Event, frozen=True, kw_only=True, tag=True):
     sint: int
 
 
-class Drop(Event, frozen=True, kw_only=True, tag=True):
+class Drop(Event, frozen=True, kw_only=True, tag=str.lower):
     """A message on its way to the guest was lost, by the rules; `reason` says which."""
 
     vp: int
@@ -93,7 +93,7 @@ class Drop(Event, frozen=True, kw_only=True, tag=True):
     reason: str
 
 
-class Raise(Event, frozen=True, kw_only=True, tag=True):
+class Raise(Event, frozen=True, kw_only=True, tag=str.lower):
     """The host sets an event flag; `outcome` is newly-signaled, already-set, refused or proxied."""
 
     vp: int
@@ -103,7 +103,7 @@ class Raise(Event, frozen=True, kw_only=True, tag=True):
     outcome: str
 
 
-class Interrupt(Event, frozen=True, kw_only=True, tag=True):
+class Interrupt(Event, frozen=True, kw_only=True, tag=str.lower):
     """A vector was requested; `outcome` is raised, merged or lost."""
 
     vp: int
@@ -112,7 +112,7 @@ class Interrupt(Event, frozen=True, kw_only=True, tag=True):
     outcome: str
 
 
-class Acknowledge(Event, frozen=True, kw_only=True, tag=True):
+class Acknowledge(Event, frozen=True, kw_only=True, tag=str.lower):
     """The guest takes an interrupt."""
 
     vp: int
@@ -120,21 +120,21 @@ class Acknowledge(Event, frozen=True, kw_only=True, tag=True):
     vector: int
 
 
-class Eom(Event, frozen=True, kw_only=True, tag=True):
+class Eom(Event, frozen=True, kw_only=True, tag=str.lower):
     """The guest writes EOM."""
 
     vp: int
     vtl: int
 
 
-class Eoi(Event, frozen=True, kw_only=True, tag=True):
+class Eoi(Event, frozen=True, kw_only=True, tag=str.lower):
     """The guest writes EOI."""
 
     vp: int
     vtl: int
 
 
-class Write(Event, frozen=True, kw_only=True, tag=True):
+class Write(Event, frozen=True, kw_only=True, tag=str.lower):
     """The guest writes a synthetic register other than EOM and EOI."""
 
     vp: int
@@ -143,7 +143,7 @@ class Write(Event, frozen=True, kw_only=True, tag=True):
     value: int
 
 
-class Timer(Event, frozen=True, kw_only=True, tag=True):
+class Timer(Event, frozen=True, kw_only=True, tag=str.lower):
     """A synthetic timer expired; `mode` is message or direct."""
 
     vp: int
@@ -153,7 +153,7 @@ class Timer(Event, frozen=True, kw_only=True, tag=True):
     mode: str
 
 
-class Fault(Event, frozen=True, kw_only=True, tag=True):
+class Fault(Event, frozen=True, kw_only=True, tag=str.lower):
     """Guest code did what a real processor faults on."""
 
     vp: int
@@ -162,11 +162,11 @@ class Fault(Event, frozen=True, kw_only=True, tag=True):
     reason: str
 
 
-class Reset(Event, frozen=True, kw_only=True, tag=True):
+class Reset(Event, frozen=True, kw_only=True, tag=str.lower):
     """The partition was reset."""
 
 
-class Restore(Event, frozen=True, kw_only=True, tag=True):
+class Restore(Event, frozen=True, kw_only=True, tag=str.lower):
     """The partition took over a saved state."""
 
 

@@ -314,11 +314,3 @@ async def test_each_call_needs_its_own_privilege_and_the_openvmm_profile_none(co
         assert await guest.make(code) == 0
     async with calls(privileges=0) as guest:
         assert await guest.make(code) == 0
-
-
-@pytest.mark.item(128)
-async def test_a_missing_privilege_also_counts_for_calls_past_the_parameter_block() -> None:
-    async with calls(profile=TLFS, privileges=0) as guest:
-        assert await guest.vp.post_message(MESSAGES, MESSAGE_TYPE, b"") == ACCESS_DENIED
-        assert await guest.vp.signal_event(EVENTS) == ACCESS_DENIED
-        assert guest.reached() == 0

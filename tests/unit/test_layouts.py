@@ -267,8 +267,8 @@ def test_the_reserved_bytes_of_packed_structures_are_zero() -> None:
 def test_struct_formats_have_the_sizes_of_what_they_pack() -> None:
     assert TIMER_PAYLOAD.size == STRUCTS["struct hv_timer_message_payload"]["size"]
     assert 8 * MESSAGE_TYPE.size == _vector_bits("struct hv_message_header", "message_type").bit_length()
-    assert MESSAGE_SIZE == STRUCTS["struct hv_message"]["size"]
-    assert MAX_PAYLOAD == _vector_bits("struct hv_message", "u.payload").bit_count() // 8
+    assert STRUCTS["struct hv_message"]["size"] == MESSAGE_SIZE
+    assert _vector_bits("struct hv_message", "u.payload").bit_count() // 8 == MAX_PAYLOAD
 
 
 def test_message_slots_fill_the_page() -> None:
@@ -279,7 +279,7 @@ def test_message_slots_fill_the_page() -> None:
 
 def test_event_flags_lie_in_bit_order() -> None:
     size = STRUCTS["union hv_synic_event_flags"]["size"]
-    assert EVENT_FLAGS_PER_SINT == 8 * size
+    assert 8 * size == EVENT_FLAGS_PER_SINT
     for sint in range(SINT_COUNT):
         for flag in range(EVENT_FLAGS_PER_SINT):
             offset, mask = flag_location(sint, flag)
@@ -291,7 +291,7 @@ def test_each_monitor_has_its_pending_bit() -> None:
     (groups,) = [field for field in STRUCTS["struct hv_monitor_page"]["fields"] if field["name"] == "trigger_group"]
     size = STRUCTS["union hv_monitor_trigger_group"]["size"]
     pending = _vector_bits("union hv_monitor_trigger_group", "pending")
-    assert (GROUP_COUNT, MONITORS_PER_GROUP) == (groups["size"] // size, pending.bit_length())
+    assert (groups["size"] // size, pending.bit_length()) == (GROUP_COUNT, MONITORS_PER_GROUP)
     for monitor_id in range(MONITOR_COUNT):
         offset, mask = pending_location(monitor_id)
         group, bit = monitor_id // 32, monitor_id % 32
