@@ -73,8 +73,8 @@ class LocalGuestSynic:
     @asynccontextmanager
     async def messages(self, sint: int) -> AsyncIterator[AsyncIterator[SynicMessage]]:
         """See `GuestSynic.messages`."""
-        await self._enable(sint)
         try:
+            await self._enable(sint)
             yield _Iterator(lambda: self._next(self._take_message, sint))
         finally:
             await self._mask(sint)
@@ -82,8 +82,8 @@ class LocalGuestSynic:
     @asynccontextmanager
     async def events(self, sint: int) -> AsyncIterator[AsyncIterator[set[int]]]:
         """See `GuestSynic.events`."""
-        await self._enable(sint)
         try:
+            await self._enable(sint)
             yield _Iterator(lambda: self._next(self._take_flags, sint))
         finally:
             await self._mask(sint)
@@ -107,7 +107,8 @@ class LocalGuestSynic:
             return None
         slot[: MESSAGE_TYPE.size] = MESSAGE_TYPE.pack(0)
         if SynicMessage.unpack(bytes(slot)).message_pending:
-            await self._processor.write_msr(Msr.EOM, 0, vtl=self.vtl)
+            with anyio.CancelScope(shield=True):  # the message is out of its slot: a cancellation would lose it
+                await self._processor.write_msr(Msr.EOM, 0, vtl=self.vtl)
         return message
 
     async def _take_flags(self, sint: int) -> set[int] | None:

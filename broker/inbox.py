@@ -65,10 +65,11 @@ class MessageInbox:
     async def handle_message(self, message: bytes, trusted: bool) -> HvStatus:
         """Keep the message, or answer INSUFFICIENT_BUFFERS when `depth` of them wait."""
         messages = self._messages
-        if len(messages) >= self._depth:
+        if not messages:
+            if self._wakeup is not None:
+                self._wakeup.notify()
+        elif len(messages) >= self._depth:
             return _INSUFFICIENT_BUFFERS
-        if not messages and self._wakeup is not None:
-            self._wakeup.notify()
         messages.append(Message(message, trusted))
         if self._trace is not None:
             self._contexts.append(self._trace.context())
@@ -76,8 +77,9 @@ class MessageInbox:
 
     async def receive_batch(self) -> list[Message]:
         """All messages that wait, at least one, oldest first. `PortClosed` once closed."""
-        await self._wait_for_message()
         messages = self._messages
+        if not messages:
+            await self._wait_for_message()
         batch = list(messages)
         messages.clear()
         if self._trace is not None:
@@ -87,7 +89,8 @@ class MessageInbox:
 
     async def receive(self) -> Message:
         """The oldest message. `PortClosed` once closed."""
-        await self._wait_for_message()
+        if not self._messages:
+            await self._wait_for_message()
         if self._trace is not None:
             self._trace.work_on(self._contexts.popleft())
         return self._messages.popleft()

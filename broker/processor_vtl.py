@@ -87,7 +87,6 @@ class ProcessorVtl:
             vp_index,
             int(vtl),
             parts.profile,
-            parts.profile.delivery,
             self.apic,
             parts.memory.page,
             parts.queue_depth,
@@ -125,7 +124,7 @@ class ProcessorVtl:
         """Acknowledge the highest deliverable vector; the current task now works on what caused it."""
         vector = self.apic.acknowledge()
         if vector is not None and self._trace is not None:
-            cause, flow = self.machine.interrupt_contexts.get(vector, events.NO_CONTEXT)
+            cause, flow = self.machine.teller.interrupts.get(vector, events.NO_CONTEXT)
             taken = self._trace.emit(
                 events.Acknowledge, cause=cause, flow=flow, vp=self._vp_index, vtl=int(self.vtl), vector=vector
             )

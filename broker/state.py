@@ -89,7 +89,7 @@ def _check(state: PartitionState) -> None:
         for of_vtl in processor.vtls:
             synic = of_vtl.synic
             well_formed = (
-                len(synic.sints) == SINT_COUNT
+                len(synic.registers.sints) == SINT_COUNT
                 and len(synic.queues) == SINT_COUNT
                 and len(synic.timers) == TIMER_COUNT
                 and len(of_vtl.interrupts) == 4
@@ -98,7 +98,7 @@ def _check(state: PartitionState) -> None:
                 and all(len(message.payload) <= MAX_PAYLOAD for queue in synic.queues for message in queue)
                 and all(
                     len(page.contents) == PAGE_SIZE and (page.gpn is None or 0 <= page.gpn < pages)
-                    for page in (synic.sim_page, synic.sief_page)
+                    for page in (synic.registers.sim_page, synic.registers.sief_page)
                 )
             )
             if not well_formed:

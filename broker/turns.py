@@ -29,6 +29,7 @@ from .errors import DamagedDocument
 
 SETTLE_ROUNDS = 4
 AWAY_ROUNDS = 50
+SWEEP_TIMERS = 64
 
 Key = tuple[str, int]
 """What a waiter is: a kind and a number (processor index, connection ID). It orders waiters that arrive together."""
@@ -71,6 +72,7 @@ class Turns:
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
         self._timers: list[Timer] = []
+        self._sweep_at = SWEEP_TIMERS
         self._order = 0
         self._changed: anyio.Event | None = None
 
@@ -117,6 +119,10 @@ class Turns:
         """Call `callback` once the reference counter reaches `tick`, never earlier."""
         self._order += 1
         timer = Timer(tick, key, self._order, callback)
+        if len(self._timers) >= self._sweep_at:  # a guest that sets a timer anew again and again leaves cancelled ones
+            self._timers = [timer for timer in self._timers if timer.callback is not None]
+            heapq.heapify(self._timers)
+            self._sweep_at = 2 * len(self._timers) + SWEEP_TIMERS
         heapq.heappush(self._timers, timer)
         self._wake()
         return timer
@@ -253,6 +259,7 @@ class SeededTurns(Turns):
         self._inputs: dict[int, _Waiter] = {}
         """Who waits for which descriptor. They are looked at between turns, so that an input has its place in the order."""
         self._epoll = select.epoll()
+        self._is_over = False
         self._holder: int | None = anyio.get_current_task().id
 
     def wakeup(self, key: Key) -> Wakeup:
@@ -269,8 +276,14 @@ class SeededTurns(Turns):
     async def wait_readable(self, fd: int, key: Key) -> bool:
         if fd < 0:
             return False
-        waiter = self._inputs[fd] = self.waiter(key)
-        self._epoll.register(fd, select.EPOLLIN)
+        waiter = self.waiter(key)
+        try:
+            self._epoll.register(fd, select.EPOLLIN)
+        except FileExistsError:
+            raise  # two tasks wait for it
+        except (OSError, ValueError):  # it is closed, or the partition has ended
+            return False
+        self._inputs[fd] = waiter
         try:
             await self.park(waiter)
         finally:
@@ -299,13 +312,17 @@ class SeededTurns(Turns):
         return msgspec.msgpack.encode(self.random.getstate())
 
     def restore(self, state: bytes) -> None:
+        generator = random.Random(0)
         try:
-            self.random.setstate(msgspec.msgpack.decode(state, type=tuple[int, tuple[int, ...], float | None]))
-        except (msgspec.DecodeError, msgspec.ValidationError, ValueError, TypeError) as error:
+            generator.setstate(msgspec.msgpack.decode(state, type=tuple[int, tuple[int, ...], float | None]))
+        except (msgspec.DecodeError, msgspec.ValidationError, ValueError, TypeError, OverflowError) as error:
             raise DamagedDocument(f"the saved random generator cannot be read: {error}") from error
+        self.random = generator
 
     async def settled(self) -> None:
         waiter = self.waiter(("settled", 0))
+        if self._is_over:
+            return
         self._settling.append(waiter)
         self._wake()
         await self.park(waiter)
@@ -316,8 +333,11 @@ class SeededTurns(Turns):
         return _Waiter(key, self._order)
 
     def make_ready(self, waiters: list[_Waiter]) -> None:
-        """These can go on as soon as they are chosen."""
-        if waiters:
+        """These can go on as soon as they are chosen; at once when the partition has ended and nobody chooses any more."""
+        if self._is_over:
+            for waiter in waiters:
+                waiter.event.set()
+        elif waiters:
             self._ready += waiters
             self._wake()
 
@@ -349,6 +369,8 @@ class SeededTurns(Turns):
                 else:
                     await self._advance()
         finally:
+            self._is_over = True
+            self.make_ready(self._ready + self._settling)
             self._epoll.close()
 
     async def _advance(self) -> None:
@@ -375,7 +397,7 @@ class SeededTurns(Turns):
 
     def _forget_input(self, fd: int) -> None:
         del self._inputs[fd]
-        with contextlib.suppress(OSError):  # a descriptor that was closed has left the set already
+        with contextlib.suppress(OSError, ValueError):  # a closed descriptor has left the set, or the set is closed
             self._epoll.unregister(fd)
 
     def _grant(self, waiting: list[_Waiter], waiter: _Waiter) -> None:

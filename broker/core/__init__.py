@@ -5,7 +5,8 @@ from .local_apic import LocalApic, Requested
 from .message_queues import MessageQueues, QueuedMessage
 from .monitor_page import MonitorPage
 from .overlay import OverlayPage
-from .processor_synic import OverlayState, ProcessorSynic, Signaled, SynicState
+from .processor_synic import ProcessorSynic, Signaled, SynicState
+from .synic_registers import OverlayState, RegisterState
 from .timers import SyntheticTimers, TimerState
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "OverlayState",
     "ProcessorSynic",
     "QueuedMessage",
+    "RegisterState",
     "Requested",
     "Signaled",
     "SynicState",

@@ -17,7 +17,6 @@ from enum import Enum
 import msgspec
 
 from .. import trace as events
-from ..errors import InvariantError, MemoryAccessError
 from ..hvdef.message import (
     EVENT_FLAGS_PER_SINT,
     FLAGS_OFFSET,
@@ -31,21 +30,12 @@ from ..hvdef.message import (
     slot_offset,
 )
 from ..hvdef.profile import DeliveryRules, Profile
-from ..hvdef.registers import (
-    SINT_COUNT,
-    SINT_RESET,
-    SVERSION_VALUE,
-    HvRegister,
-    PageRegister,
-    SintRegister,
-    SyntheticControl,
-    TimerConfig,
-    VsmVina,
-)
+from ..hvdef.registers import SINT_COUNT, HvRegister, SintRegister, TimerConfig, VsmVina
 from ..hvdef.status import HvStatus
-from .local_apic import LOWEST_VECTOR, LocalApic
+from .local_apic import LocalApic
 from .message_queues import MessageQueues, QueuedMessage
-from .overlay import OverlayPage
+from .synic_registers import RegisterState, SynicRegisters
+from .synic_trace import SynicTeller
 from .timers import SyntheticTimers, TimerState
 
 _ALL_SINTS = (1 << SINT_COUNT) - 1
@@ -62,23 +52,10 @@ class Signaled(Enum):
     """The SINT belongs to the host's SynIC; the caller has to route it."""
 
 
-class OverlayState(msgspec.Struct, frozen=True):
-    """An overlay page as saved: where it is mapped (None: hidden) and its 4096 bytes."""
-
-    gpn: int | None
-    contents: bytes
-
-
 class SynicState(msgspec.Struct, frozen=True):
     """A processor's SynIC as saved."""
 
-    scontrol: int
-    siefp: int
-    simp: int
-    sints: list[int]
-    vina: int
-    sim_page: OverlayState
-    sief_page: OverlayState
+    registers: RegisterState
     ready: int
     requested: int
     queues: list[list[QueuedMessage]]
@@ -98,7 +75,6 @@ class ProcessorSynic:
         vp_index: int,
         vtl: int,
         profile: Profile,
-        rules: DeliveryRules,
         apic: LocalApic,
         lock_page: Callable[[int], memoryview],
         queue_depth: int,
@@ -107,46 +83,26 @@ class ProcessorSynic:
         proxied: Callable[[int, QueuedMessage], None] | None = None,
     ) -> None:
         self.apic = apic
+        self.registers = SynicRegisters(profile, lock_page)
         self.queues = MessageQueues(queue_depth)
         self.timers = SyntheticTimers(profile)
-        self.interrupt_contexts: dict[int, events.Context] = {}
-        """What each requested vector is due to, while tracing."""
+        self.rules: DeliveryRules = profile.delivery
+        self.teller = SynicTeller(vp_index, vtl, trace)
         self.dropped = 0
         """Messages lost by the rules since the processor was created."""
-        self._vp = vp_index
-        self._vtl = vtl
-        self._profile = profile
-        self.rules = rules
-        self._trace = trace
         self._room = room
         self._proxied = proxied
-        self._sim = OverlayPage(lock_page)
-        self._sief = OverlayPage(lock_page)
-        self._clear_registers()
+        self._ready = 0
+        self._requested = 0
 
     # registers
 
     def read_register(self, name: int) -> int | None:
         """A register by its name (`HvRegister`); None for a name the SynIC does not have."""
-        if HvRegister.SINT0 <= name <= HvRegister.SINT15:
-            return int(self._sints[name - HvRegister.SINT0])
         if HvRegister.STIMER0_CONFIG <= name <= HvRegister.STIMER3_COUNT:
             index, is_count = divmod(name - HvRegister.STIMER0_CONFIG, 2)
             return self.timers.count(index) if is_count else int(self.timers.config(index))
-        match name:
-            case HvRegister.SCONTROL:
-                return int(self._scontrol)
-            case HvRegister.SVERSION:
-                return SVERSION_VALUE
-            case HvRegister.SIFP:
-                return int(self._siefp)
-            case HvRegister.SIPP:
-                return int(self._simp)
-            case HvRegister.EOM:
-                return 0
-            case HvRegister.VSM_VINA:
-                return int(self._vina)
-        return None
+        return self.registers.read(name)
 
     def write_register(self, name: int, value: int, now: int) -> HvStatus:
         """Write a register by its name and rescan.
@@ -155,54 +111,45 @@ class ProcessorSynic:
         memory and (strict) for an unmasked vector below 16; UNKNOWN_REGISTER_NAME. Then nothing has changed. A guest
         that used the MSR gets #GP in all four cases.
         """
-        status = self._write(name, value, now)
-        if status is HvStatus.SUCCESS:
-            self.rescan(now)
-        return status
+        if HvRegister.STIMER0_CONFIG <= name <= HvRegister.STIMER3_COUNT:
+            index, is_count = divmod(name - HvRegister.STIMER0_CONFIG, 2)
+            (self.timers.write_count if is_count else self.timers.write_config)(index, value, now)
+        else:
+            status = self.registers.write(name, value)
+            if status is not HvStatus.SUCCESS:
+                return status
+        self.rescan(now)
+        return HvStatus.SUCCESS
 
     def sint(self, sint: int) -> SintRegister:
         """SINTn."""
-        return self._sints[sint]
+        return self.registers.sints[sint]
 
     @property
     def vina(self) -> VsmVina:
         """The virtual interrupt notification assist register."""
-        return self._vina
-
-    @property
-    def enabled(self) -> bool:
-        """SCONTROL.enable."""
-        return self._scontrol.enable
+        return self.registers.vina
 
     @property
     def sim_page(self) -> memoryview:
         """The SIM page's contents, mapped or hidden; valid until SIMP is written."""
-        return self._sim.data
+        return self.registers.sim.data
 
     @property
     def sief_page(self) -> memoryview:
         """The SIEF page's contents, mapped or hidden; valid until SIEFP is written."""
-        return self._sief.data
+        return self.registers.sief.data
 
     def proxied_sints(self) -> int:
         """The bitmap of SINTs with the proxy bit."""
-        return sum(1 << n for n, sint in enumerate(self._sints) if sint.proxy)
+        return sum(1 << n for n, sint in enumerate(self.registers.sints) if sint.proxy)
 
     # messages to the guest
 
     def enqueue(self, sint: int, message: QueuedMessage) -> bool:
         """Queue a message for a SINT that has room; True when the processor has to look at this queue now."""
-        if self._trace is not None:
-            queued = self._trace.emit(
-                events.Queue,
-                flow=message.flow,
-                vp=self._vp,
-                vtl=self._vtl,
-                sint=sint,
-                message_type=message.message_type,
-                payload=message.payload,
-                depth=self.queues.count(sint) + 1,
-            )
+        queued = self.teller.queued(sint, message, self.queues.count(sint) + 1)
+        if queued:
             message = msgspec.structs.replace(message, cause=queued)
         return self.queues.enqueue(sint, message)
 
@@ -214,22 +161,18 @@ class ProcessorSynic:
         """
         if not 0 <= sint < SINT_COUNT:
             return HvStatus.INVALID_SYNIC_STATE
-        register = self._sints[sint]
-        if register.proxy or (register.masked and self.rules.message_masked == "drop"):
-            return HvStatus.INVALID_SYNIC_STATE
-        if self._switched_off():
+        register = self.sint(sint)
+        if self._takes_no_message(register) or self._switched_off():
             return HvStatus.INVALID_SYNIC_STATE
         if not self._ready >> sint & 1:
             return HvStatus.OBJECT_IN_USE
         offset = slot_offset(sint)
         slot = SynicMessage(message.message_type, message.payload, 0, message.origination_id).pack()
-        page = self._sim.data
+        page = self.sim_page
         page[offset + MESSAGE_TYPE.size : offset + MESSAGE_SIZE] = slot[MESSAGE_TYPE.size :]
         page[offset : offset + MESSAGE_TYPE.size] = slot[: MESSAGE_TYPE.size]
         self._ready &= ~(1 << sint)
-        context = self._tell_delivered(sint, message)
-        if not register.polling and not register.masked:
-            self._request_interrupt(register.vector, register.auto_eoi, context)
+        self._interrupt_for(register, self.teller.delivered(sint, message))
         return HvStatus.SUCCESS
 
     def post_if_free(self, sint: int, message: QueuedMessage) -> HvStatus:
@@ -277,17 +220,9 @@ class ProcessorSynic:
     def signal_event(self, sint: int, flag: int) -> Signaled:
         """Set an event flag and request the SINT's interrupt unless the flag was set or the SINT polls."""
         outcome = self._signal(sint, flag)
-        context = None
-        if self._trace is not None:
-            flow = self._trace.context()[1] or self._trace.new_flow()
-            raised = self._trace.emit(
-                events.Raise, flow=flow, vp=self._vp, vtl=self._vtl, sint=sint, flag=flag, outcome=outcome.value
-            )
-            context = (raised, flow)
+        context = self.teller.raised(sint, flag, outcome.value)
         if outcome is Signaled.NEWLY:
-            register = self._sints[sint]
-            if not register.polling and not register.masked:
-                self._request_interrupt(register.vector, register.auto_eoi, context)
+            self._interrupt_for(self.sint(sint), context)
         return outcome
 
     # life
@@ -297,35 +232,19 @@ class ProcessorSynic:
         for sint, message in self.queues.clear():
             self.drop(sint, message, "reset")
         self.timers.reset()
-        self._sim.reset()
-        self._sief.reset()
-        self._clear_registers()
+        self.registers.reset()
+        self._ready = 0
+        self._requested = 0
 
     def drop(self, sint: int, message: QueuedMessage, reason: str) -> None:
         """Count and trace a message that will not arrive."""
         self.dropped += 1
-        if self._trace is not None:
-            self._trace.emit(
-                events.Drop,
-                cause=message.cause,
-                flow=message.flow,
-                vp=self._vp,
-                vtl=self._vtl,
-                sint=sint,
-                message_type=message.message_type,
-                reason=reason,
-            )
+        self.teller.dropped(sint, message, reason)
 
     def save(self, now: int) -> SynicState:
         """Everything, pages included."""
         return SynicState(
-            scontrol=int(self._scontrol),
-            siefp=int(self._siefp),
-            simp=int(self._simp),
-            sints=[int(sint) for sint in self._sints],
-            vina=int(self._vina),
-            sim_page=OverlayState(self._sim.gpn, bytes(self._sim.data)),
-            sief_page=OverlayState(self._sief.gpn, bytes(self._sief.data)),
+            registers=self.registers.save(),
             ready=self._ready,
             requested=self._requested,
             queues=self.queues.save(),
@@ -335,13 +254,7 @@ class ProcessorSynic:
 
     def restore(self, state: SynicState, now: int) -> None:
         """Take over what `save` returned. `MemoryAccessError` when a page does not fit this partition's memory."""
-        self._sim.restore(state.sim_page.gpn, state.sim_page.contents)
-        self._sief.restore(state.sief_page.gpn, state.sief_page.contents)
-        self._scontrol = SyntheticControl(state.scontrol)
-        self._siefp = PageRegister(state.siefp)
-        self._simp = PageRegister(state.simp)
-        self._sints = [SintRegister(sint) for sint in state.sints]
-        self._vina = VsmVina(state.vina)
+        self.registers.restore(state.registers)
         self._ready = state.ready
         self._requested = state.requested
         self.queues.restore(state.queues)
@@ -352,115 +265,64 @@ class ProcessorSynic:
         """Every invariant. `InvariantError` when one is broken."""
         self.queues.check()
         self.apic.check()
-        for register, page in ((self._simp, self._sim), (self._siefp, self._sief)):
-            if page.gpn != (register.gpn if register.enable else None):
-                raise InvariantError(f"a page register says {register:#x} and its page is at {page.gpn}")
+        self.registers.check()
 
     # within
 
-    def _clear_registers(self) -> None:
-        self._scontrol = SyntheticControl(self._profile.scontrol_reset)
-        self._siefp = PageRegister(0)
-        self._simp = PageRegister(0)
-        self._sints = [SintRegister(SINT_RESET)] * SINT_COUNT
-        self._vina = VsmVina(0)
-        self._ready = 0
-        self._requested = 0
-
-    def _write(self, name: int, value: int, now: int) -> HvStatus:
-        if HvRegister.SINT0 <= name <= HvRegister.SINT15:
-            return self._write_sint(name - HvRegister.SINT0, SintRegister(value))
-        if HvRegister.STIMER0_CONFIG <= name <= HvRegister.STIMER3_COUNT:
-            index, is_count = divmod(name - HvRegister.STIMER0_CONFIG, 2)
-            (self.timers.write_count if is_count else self.timers.write_config)(index, value, now)
-            return HvStatus.SUCCESS
-        match name:
-            case HvRegister.SCONTROL:
-                self._scontrol = SyntheticControl(value)
-            case HvRegister.SIPP:
-                if not self._place(self._sim, PageRegister(value)):
-                    return HvStatus.INVALID_REGISTER_VALUE
-                self._simp = PageRegister(value)
-            case HvRegister.SIFP:
-                if not self._place(self._sief, PageRegister(value)):
-                    return HvStatus.INVALID_REGISTER_VALUE
-                self._siefp = PageRegister(value)
-            case HvRegister.VSM_VINA:
-                if VsmVina(value).reserved:
-                    return HvStatus.INVALID_PARAMETER
-                self._vina = VsmVina(value)
-            case HvRegister.EOM:
-                pass
-            case HvRegister.SVERSION:
-                return HvStatus.INVALID_PARAMETER
-            case _:
-                return HvStatus.UNKNOWN_REGISTER_NAME
-        return HvStatus.SUCCESS
-
-    def _write_sint(self, sint: int, register: SintRegister) -> HvStatus:
-        if self._profile.checks_vector and not register.masked and register.vector < LOWEST_VECTOR:
-            return HvStatus.INVALID_REGISTER_VALUE
-        self._sints[sint] = register
-        return HvStatus.SUCCESS
-
-    @staticmethod
-    def _place(page: OverlayPage, register: PageRegister) -> bool:
-        if not register.enable:
-            page.unmap()
-            return True
-        try:
-            page.map(register.gpn)
-        except MemoryAccessError:
-            return False
-        return True
+    def _takes_no_message(self, register: SintRegister) -> bool:
+        return register.proxy or (register.masked and self.rules.message_masked == "drop")
 
     def _switched_off(self) -> bool:
-        rules = self.rules
-        return (rules.message_synic_off == "wait" and not self._scontrol.enable) or (
-            rules.message_page_off == "wait" and not self._simp.enable
+        return (self.rules.message_synic_off == "wait" and not self.registers.scontrol.enable) or (
+            self.rules.message_page_off == "wait" and not self.registers.simp.enable
         )
 
     def _probe(self, sint: int) -> bool:
         """Is the slot free? If not, ask the guest for an EOM. A slot once found free stays so until it is filled."""
+        if self._is_the_hosts(sint):
+            return True
         if self._switched_off():
             return False
         bit = 1 << sint
         if self._ready & bit:
             return True
-        page = self._sim.data
+        page = self.sim_page
         offset = slot_offset(sint)
         if MESSAGE_TYPE.unpack_from(page, offset)[0]:
             if not page[offset + FLAGS_OFFSET] & MESSAGE_PENDING:
                 page[offset + FLAGS_OFFSET] |= MESSAGE_PENDING
-                self._tell_pending(sint)
+                self.teller.pending(sint, self.queues.head(sint))
             if MESSAGE_TYPE.unpack_from(page, offset)[0]:
                 return False
         self._ready |= bit
         return True
 
     def _post_queued(self, sint: int, message: QueuedMessage) -> HvStatus:
-        if self._proxied is not None and self._sints[sint].proxy:
+        if self._proxied is not None and self._is_the_hosts(sint):
             self._proxied(sint, message)
             return HvStatus.SUCCESS
         return self.post_message(sint, message)
 
+    def _is_the_hosts(self, sint: int) -> bool:
+        """Its messages go to the host's SynIC; our slot has no say."""
+        return self._proxied is not None and self.sint(sint).proxy
+
     def _discard(self, sint: int, message: QueuedMessage, status: HvStatus) -> None:
-        register = self._sints[sint]
-        reason = "masked" if register.masked else "proxied" if register.proxy else status.name
-        self.drop(sint, message, reason)
+        register = self.sint(sint)
+        self.drop(sint, message, "masked" if register.masked else "proxied" if register.proxy else status.name)
 
     def _signal(self, sint: int, flag: int) -> Signaled:
         if not 0 <= sint < SINT_COUNT or not 0 <= flag < EVENT_FLAGS_PER_SINT:
             return Signaled.REFUSED
-        register = self._sints[sint]
+        register = self.sint(sint)
         if register.proxy:
             return Signaled.PROXIED
-        if not self._scontrol.enable or (register.masked and self.rules.event_masked == "refuse"):
+        if not self.registers.scontrol.enable or (register.masked and self.rules.event_masked == "refuse"):
             return Signaled.REFUSED
-        if not self._siefp.enable and self.rules.event_page_off == "refuse":
+        if not self.registers.siefp.enable and self.rules.event_page_off == "refuse":
             return Signaled.REFUSED
         offset, mask = flag_location(sint, flag)
-        page = self._sief.data
+        page = self.sief_page
         if page[offset] & mask:
             return Signaled.ALREADY
         page[offset] |= mask
@@ -468,60 +330,22 @@ class ProcessorSynic:
 
     def _fire_timer(self, index: int, config: TimerConfig, due: int, now: int) -> bool:
         if config.direct_mode:
-            context = self._tell_expired(index, due, "direct")
-            self._request_interrupt(config.apic_vector, False, context)
+            self._request_interrupt(config.apic_vector, False, self.teller.expired(index, due, "direct"))
             return True
         sint = config.sintx
-        register = self._sints[sint]
-        if register.proxy or (register.masked and self.rules.message_masked == "drop"):
+        if self._takes_no_message(self.sint(sint)):
             return False
         if self._requested >> sint & 1 or not self._probe(sint):
             return False
-        context = self._tell_expired(index, due, "message") or events.NO_CONTEXT
+        cause, flow = self.teller.expired(index, due, "message")
         payload = TimerMessage(index, due, now).pack()
-        message = QueuedMessage(MessageType.TIMER_EXPIRED, payload, cause=context[0], flow=context[1])
+        message = QueuedMessage(MessageType.TIMER_EXPIRED, payload, cause=cause, flow=flow)
         return self.post_message(sint, message) is HvStatus.SUCCESS
 
-    def _request_interrupt(self, vector: int, auto_eoi: bool, context: events.Context | None) -> None:
+    def _interrupt_for(self, register: SintRegister, context: events.Context) -> None:
+        if not register.polling and not register.masked:
+            self._request_interrupt(register.vector, register.auto_eoi, context)
+
+    def _request_interrupt(self, vector: int, auto_eoi: bool, context: events.Context) -> None:
         outcome = self.apic.request(vector, auto_eoi)
-        if self._trace is not None and context is not None:
-            requested = self._trace.emit(
-                events.Interrupt,
-                cause=context[0],
-                flow=context[1],
-                vp=self._vp,
-                vtl=self._vtl,
-                vector=vector,
-                outcome=outcome.value,
-            )
-            self.interrupt_contexts[vector] = (requested, context[1])
-
-    def _tell_pending(self, sint: int) -> None:
-        if self._trace is not None:
-            head = self.queues.head(sint)
-            cause, flow = (None, None) if head is None else (head.cause, head.flow)
-            self._trace.emit(events.Pending, cause=cause, flow=flow, vp=self._vp, vtl=self._vtl, sint=sint)
-
-    def _tell_delivered(self, sint: int, message: QueuedMessage) -> events.Context | None:
-        if self._trace is None:
-            return None
-        delivered = self._trace.emit(
-            events.Deliver,
-            cause=message.cause,
-            flow=message.flow,
-            vp=self._vp,
-            vtl=self._vtl,
-            sint=sint,
-            message_type=message.message_type,
-            payload=message.payload,
-        )
-        return delivered, message.flow
-
-    def _tell_expired(self, index: int, due: int, mode: str) -> events.Context | None:
-        if self._trace is None:
-            return None
-        flow = self._trace.new_flow()
-        expired = self._trace.emit(
-            events.Timer, cause=0, flow=flow, vp=self._vp, vtl=self._vtl, timer=index, due=due, mode=mode
-        )
-        return expired, flow
+        self.teller.interrupt(vector, outcome.value, context)

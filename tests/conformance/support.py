@@ -79,6 +79,14 @@ def message_slot(message_type: int, payload: bytes = b"", *, pending: bool = Fal
 EMPTY_SLOT = bytes(256)
 
 
+def post_message_block(
+    connection_id: int, message_type: int, payload: bytes, *, payload_size: int | None = None, reserved: int = 0
+) -> bytes:
+    """The 256 bytes of HvCallPostMessage's input (2.5); `payload_size` where it is to differ from the payload's."""
+    size = len(payload) if payload_size is None else payload_size
+    return struct.pack("<IIII240s", connection_id, reserved, message_type, size, payload)
+
+
 def flags_page(flags: Iterable[tuple[int, int]] = ()) -> bytes:
     """The 4096 bytes of a SIEF page in which these (SINT, flag) are set (1.4)."""
     page = bytearray(PAGE)
@@ -96,6 +104,8 @@ class Guest:
         self.vtl = vtl
         self.sim_gpa = (_FIRST_SYNIC_GPN + 8 * vp_index + 2 * vtl) * PAGE
         self.sief_gpa = self.sim_gpa + PAGE
+        self.input_gpa = INPUT_GPA + 0x200 * vp_index
+        self.output_gpa = OUTPUT_GPA + 8 * vp_index
 
     async def enable(
         self,
@@ -174,16 +184,16 @@ class Guest:
     async def signal_direct(self, sint: int, flag: int, *, vp: int = 0, vtl: Vtl = Vtl.VTL0) -> tuple[int, bytes]:
         """HvCallSignalEventDirect to (vp, vtl): the result value and the 8 bytes of output."""
         memory = self.partition.memory
-        memory.write(INPUT_GPA, struct.pack("<QIBBH", PARTITION_SELF, vp, vtl, sint, flag))
-        memory.write(OUTPUT_GPA, bytes(8))
-        result = await self.vp.hypercall(SIGNAL_EVENT_DIRECT, INPUT_GPA, OUTPUT_GPA, vtl=self.vtl)
-        return result, memory.read(OUTPUT_GPA, 8)
+        memory.write(self.input_gpa, struct.pack("<QIBBH", PARTITION_SELF, vp, vtl, sint, flag))
+        memory.write(self.output_gpa, bytes(8))
+        result = await self.vp.hypercall(SIGNAL_EVENT_DIRECT, self.input_gpa, self.output_gpa, vtl=self.vtl)
+        return result, memory.read(self.output_gpa, 8)
 
     async def post_direct(self, sint: int, slot: bytes, *, vp: int = 0, vtl: Vtl = Vtl.VTL0) -> int:
         """HvCallPostMessageDirect to (vp, vtl), wire layout: the result value."""
         block = struct.pack("<QIB3xB3x256s4x", PARTITION_SELF, vp, vtl, sint, slot)
-        self.partition.memory.write(INPUT_GPA, block)
-        return await self.vp.hypercall(POST_MESSAGE_DIRECT, INPUT_GPA, vtl=self.vtl)
+        self.partition.memory.write(self.input_gpa, block)
+        return await self.vp.hypercall(POST_MESSAGE_DIRECT, self.input_gpa, vtl=self.vtl)
 
 
 async def enabled_guest(
@@ -237,7 +247,17 @@ class BareSynic:
     def __init__(self, profile: Profile = OPENVMM, *, queue_depth: int = 16) -> None:
         self.memory = GuestMemory(16 * PAGE)
         self.apic = LocalApic(lambda: None)
-        self.machine = ProcessorSynic(0, 0, profile, profile.delivery, self.apic, self.memory.page, queue_depth)
+        self.machine = ProcessorSynic(0, 0, profile, self.apic, self.memory.page, queue_depth)
+
+    def enable(self, sints: Iterable[int] = (2,), **sint: bool) -> None:
+        """Unmask these SINTs and switch SCONTROL, SIMP (page 1) and SIEFP (page 2) on."""
+        for name, value in (
+            (0x000A_0013, 1 * PAGE | 1),
+            (0x000A_0012, 2 * PAGE | 1),
+            *((0x000A_0000 + n, sint_value(vector_of(n), **sint)) for n in sints),
+            (0x000A_0010, 1),
+        ):
+            assert self.machine.write_register(name, value, 0) is HvStatus.SUCCESS
 
     def __enter__(self) -> BareSynic:
         return self

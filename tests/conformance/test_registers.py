@@ -164,6 +164,7 @@ async def test_an_unmasked_vector_below_16_is_accepted_and_its_interrupts_are_lo
         assert (await message_port(opened)).try_post_message(1, b"lost")
         assert guest.sief_page() == flags_page([(2, 9)])
         assert guest.slot() == message_slot(1, b"lost")
+        assert not guest.vp.apic().is_pending(15)
         assert guest.take_interrupts() == []
 
 
@@ -389,7 +390,10 @@ async def test_the_read_only_registers_have_the_same_value_by_name_and_by_msr() 
         await opened.sleep(12_345)
         for name, msr in names:
             assert await guest.vp.get_register(name) == await guest.read(msr)
-        assert await guest.read(VP_INDEX) == 1
+            assert await guest.vp.set_register(name, 7) is (
+                HvStatus.SUCCESS if msr == EOM else HvStatus.INVALID_PARAMETER
+            )
+        assert (await guest.read(VP_INDEX), await guest.read(TIME_REF_COUNT)) == (1, 12_345)
 
 
 @pytest.mark.item(23)

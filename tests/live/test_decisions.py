@@ -106,6 +106,13 @@ def kind(request: pytest.FixtureRequest) -> Kind:
     return chosen
 
 
+@pytest.fixture(params=[kind for kind in KINDS if not kind.by_map], ids=lambda kind: kind.name)
+def exit_kind(request: pytest.FixtureRequest) -> Kind:
+    """Those by a processor's exit."""
+    chosen: Kind = request.param
+    return chosen
+
+
 @asynccontextmanager
 async def warm_partition(vp_count: int = 1, quantum: int = QUANTUM) -> AsyncIterator[Partition]:
     """A partition whose processors have made their first exit, after which the common exit goes the short way."""
@@ -307,7 +314,7 @@ async def test_a_crash_of_a_worker_reaches_its_author_and_nobody_else() -> None:
         raise LookupError("worker")
 
     async with warm_partition() as partition, receive_messages(partition.synic(), OTHER) as inbox:
-        with pytest.raises(LookupError, match="worker"):
+        with pytest.raises(LookupError, match="worker"):  # noqa: PT012
             async with serve_messages(partition.synic(), CONNECTION, crash):
                 assert await partition.vp(0).post_message(CONNECTION, 1, MESSAGE) is HvStatus.SUCCESS
                 await anyio.sleep_forever()
@@ -343,27 +350,27 @@ async def _wait_for_something_foreign(vp: VirtualProcessor) -> object:
     return await anyio.sleep_forever()
 
 
-async def _touch_the_loop(vp: VirtualProcessor) -> object:
-    return await anyio.lowlevel.checkpoint()
+async def _poll_something_foreign(vp: VirtualProcessor) -> object:
+    while True:
+        await anyio.lowlevel.checkpoint()
 
 
 @pytest.mark.parametrize(
-    "go_on", [_post_again, _signal_again, _hypercall, _read, _halt, _wait_for_something_foreign, _touch_the_loop]
+    "go_on",
+    [_post_again, _signal_again, _hypercall, _read, _halt, _wait_for_something_foreign, _poll_something_foreign],
 )
 async def test_a_stop_in_mid_handler_lets_it_finish_and_takes_effect_at_the_next_exit_or_wait(
-    go_on: Callable[[VirtualProcessor], Awaitable[object]], kind: Kind
+    go_on: Callable[[VirtualProcessor], Awaitable[object]], exit_kind: Kind
 ) -> None:
     went_on: list[object] = []
 
     async with warm_partition() as partition:
-        if kind.by_map:
-            pytest.skip("a processor's run has no exit there")
         gate, later = Gate(), Port()
-        await kind.add(partition.synic(), gate)
-        await kind.add(partition.synic(), later, OTHER)
+        await exit_kind.add(partition.synic(), gate)
+        await exit_kind.add(partition.synic(), later, OTHER)
 
         async def guest(vp: VirtualProcessor) -> None:
-            went_on.append(await kind.call(partition))
+            went_on.append(await exit_kind.call(partition))
             went_on.append(await go_on(vp))
 
         run = partition.start(0, guest)
@@ -399,22 +406,20 @@ async def test_a_processor_can_run_again_after_a_stop() -> None:
 
 @pytest.mark.parametrize("exits_before", range(3))
 @pytest.mark.parametrize("quantum", [1, 2, QUANTUM])
-async def test_a_stop_respects_both_of_two_overlapping_calls(kind: Kind, quantum: int, exits_before: int) -> None:
+async def test_a_stop_respects_both_of_two_overlapping_calls(exit_kind: Kind, quantum: int, exits_before: int) -> None:
     """Wherever in its quantum the processor is when the two calls begin."""
-    if kind.by_map:
-        pytest.skip("a processor's run has no exit there")
     statuses: list[HvStatus] = []
     async with warm_partition(quantum=quantum) as partition:
         gates = {CONNECTION: Gate(), OTHER: Gate()}
         for connection_id, gate in gates.items():
-            await kind.add(partition.synic(), gate, connection_id)
+            await exit_kind.add(partition.synic(), gate, connection_id)
 
         async def call(connection_id: int) -> None:
-            statuses.append(await kind.call(partition, connection_id=connection_id))
+            statuses.append(await exit_kind.call(partition, connection_id=connection_id))
 
         async def guest(vp: VirtualProcessor) -> None:
             for _ in range(exits_before):
-                await kind.call(partition, connection_id=99)
+                await exit_kind.call(partition, connection_id=99)
             async with anyio.create_task_group() as group:
                 for connection_id in gates:
                     group.start_soon(call, connection_id)
@@ -548,7 +553,7 @@ async def test_a_python_error_of_guest_code_is_raised_by_wait_and_not_again_at_t
 
 
 async def test_a_python_error_that_nobody_waited_for_is_raised_where_the_partition_ends() -> None:
-    with pytest.raises(ZeroDivisionError, match="guest code"):
+    with pytest.raises(ZeroDivisionError, match="guest code"):  # noqa: PT012
         async with warm_partition(2) as partition:
             partition.start(0, _broken_guest)
             assert (await partition.start(1, _read).wait()).how == "finished"
@@ -559,7 +564,7 @@ async def test_a_python_error_that_nobody_waited_for_is_raised_where_the_partiti
 
 @pytest.mark.parametrize("error", [LookupError("mine"), ConnectionIdInUse(3), SystemExit(3)])
 async def test_an_exception_that_leaves_the_block_comes_out_unwrapped(error: BaseException) -> None:
-    with pytest.raises(type(error)) as caught:
+    with pytest.raises(type(error)) as caught:  # noqa: PT012
         async with Partition() as partition:
             partition.start(0, _halt)
             raise error
