@@ -66,6 +66,7 @@ def demo(as_json: bool, loop: str, seed: int, profile: str, backend: str, trace_
     with ExitStack() as stack:
         trace = _open_trace(stack, trace_file)
         steps = _run(loop, lambda: play(PROFILES[profile], backend, seed, trace))
+        _check_trace(trace)
     if as_json:
         _print_json_lines(steps)
     else:
@@ -85,6 +86,7 @@ def replay(
     with ExitStack() as stack:
         trace = _open_trace(stack, trace_file) if trace_file else None
         posted = _run(loop, lambda: replaying.replay(messages, PROFILES[profile], backend, seed, trace))
+        _check_trace(trace)
     if as_json:
         _print_json_lines(posted)
     else:
@@ -183,6 +185,11 @@ def _open_trace(stack: ExitStack, path: Path | None) -> Trace:
     from .trace import Trace, TraceRecorder
 
     return Trace() if path is None else Trace(stack.enter_context(TraceRecorder(path)))
+
+
+def _check_trace(trace: Trace | None) -> None:
+    for error in trace.errors if trace is not None else ():
+        raise error
 
 
 def _print_json_lines(values: list[Any]) -> None:

@@ -28,6 +28,7 @@ from .hvdef import ALL_PRIVILEGES, OPENVMM, Profile, Vtl
 from .memory import GuestMemory
 from .processor import VirtualProcessor
 from .runs import GuestCode, ProcessorRun
+from .seeded_turns import SeededTurns
 from .synic import (
     EmulatedSynic,
     HostPosts,
@@ -39,7 +40,7 @@ from .synic import (
     find_backend,
 )
 from .trace import Reset, Trace
-from .turns import LiveTurns, SeededTurns, Turns
+from .turns import LiveTurns, Turns
 
 Reflection = Callable[[int, int], Awaitable[bool]]
 """(processor, connection ID) of a call by VTL 0 to an unknown connection; True when VTL 2 saw to it."""

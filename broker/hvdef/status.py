@@ -54,7 +54,7 @@ class HvStatus(IntEnum):
     OPERATION_FAILED = 0x71
     """A port's handler failed."""
     TIMEOUT = 0x78
-    """Internal: no result is written and the guest executes the call again. A guest never sees it."""
+    """Internal: a hypercall with it writes no result and is executed again, so a guest never sees it."""
     UNKNOWN_REGISTER_NAME = 0x87
 
 

@@ -1,7 +1,8 @@
 """The trace stream: emits events to whoever looks, and carries causes and flows along with the work they belong to.
 
 Off by default: a partition without a `Trace` emits nothing and its processors carry no hook on the dispatch path.
-Observers are called in order of registration, get each event once and cannot change what happens.
+Observers are called in order of registration, get each event once and cannot change what happens: one that raises is
+not called again, and what it raised is kept in `errors`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ class Trace:
     """
 
     def __init__(self, *observers: Callable[[AnyEvent], None]) -> None:
+        self.errors: list[Exception] = []
+        """What observers raised."""
         self._observers = list(observers)
         self._now: Callable[[], int] = lambda: 0
         self._last_id = 0
@@ -52,9 +55,13 @@ class Trace:
             flow=context[1] if flow is None else flow,
             **fields,
         )
-        for observer in self._observers:
-            observer(event)  # type: ignore[arg-type]
-        return self._last_id
+        for observer in tuple(self._observers):
+            try:
+                observer(event)  # type: ignore[arg-type]
+            except Exception as error:
+                self._observers.remove(observer)
+                self.errors.append(error)
+        return event.id
 
     def new_flow(self) -> int:
         """A flow id that no other message has."""

@@ -7,7 +7,7 @@ P1  Calls through the map and through a processor. The handler returns a module 
     after, every path is watched once: accepted calls enter the handler, refused ones do not, and nothing on the way
     suspends but for the quantum.
 P2  One idle hook and one counter. The loop's own time is taken off these and off the bare await they are compared with.
-P3  The mailbox. "Its own" cost is what pushing and draining add to the await of an async method that does nothing, the
+P3  The mailbox. Its own cost is what pushing and draining add to the await of an async method that does nothing, the
     same that "map + 1.5" allows it. End to end, two tasks move messages through room for 1,024.
 P4  See `tests.bench.scale`.
 
@@ -275,7 +275,9 @@ async def measure_trips(loop: str, rounds: int) -> list[Result]:
         "stream": Goal("P3", f"mailbox end to end, times faster than an anyio stream({ROOM})", at_least=30),
     }
     return [
-        Result.best_of(loop, goal, [[times[name] / times["mailbox"] for times in rounds] for rounds in repetitions])
+        Result.best_of(
+            loop, goal, [[times[name] / times["mailbox"] for times in repetition] for repetition in repetitions]
+        )
         for name, goal in goals.items()
         if name in trips
     ]

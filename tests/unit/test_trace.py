@@ -452,3 +452,16 @@ def test_the_same_seed_gives_the_same_trace_on_both_loops() -> None:
         traces.append(observed.events)
     assert traces[0] == traces[1]
     assert len(traces[0]) > 400
+
+
+async def test_an_observer_that_raises_changes_nothing_and_its_error_is_kept() -> None:
+    def broken(event: AnyEvent) -> None:
+        raise OSError("the disk is full")
+
+    seen: list[AnyEvent] = []
+    trace = Trace(broken, seen.append)
+    async with Partition(PartitionConfig(trace=trace)) as partition:
+        assert await partition.vp(0).post_message(1, 1, b"") is HvStatus.INVALID_CONNECTION_ID
+        assert await partition.vp(0).post_message(1, 1, b"") is HvStatus.INVALID_CONNECTION_ID
+    assert [type(event).__name__ for event in seen] == ["Post", "Refuse"] * 2
+    assert [str(error) for error in trace.errors] == ["the disk is full"]

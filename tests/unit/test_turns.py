@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from broker.clock import Clock, VirtualClock
 from broker.errors import DamagedDocument
-from broker.turns import LiveTurns, SeededTurns, Timer, Turns, Wakeup
+from broker.seeded_turns import SeededTurns
+from broker.turns import LiveTurns, Timer, Turns, Wakeup
 
 LOOPS = ("asyncio", "trio")
 FAR = 1 << 50
