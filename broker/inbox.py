@@ -37,13 +37,17 @@ class Message(msgspec.Struct, frozen=True, gc=False):
 class MessageInbox:
     """A bounded mailbox in front of one consumer. Iterate it, or take all that waits with `receive_batch`."""
 
-    __slots__ = ("_contexts", "_depth", "_handle", "_messages", "_trace", "_wakeup")
+    __slots__ = ("_contexts", "_depth", "_handle", "_limit", "_messages", "_older", "_trace", "_wakeup")
 
     def __init__(self, depth: int) -> None:
         if depth < 1:
             raise ValueError(f"a mailbox holds at least one message, not {depth}")
         self._depth = depth
-        self._messages: deque[Message] = deque()
+        self._messages: list[Message] = []
+        self._older: deque[Message] = deque()
+        """Messages that `receive` has set apart to hand out one by one; they count as waiting."""
+        self._limit = depth
+        """Room for `_messages`; 0 while tracing, so that each message is looked at carefully."""
         self._contexts: deque[Context] = deque()
         self._trace: Trace | None = None
         self._wakeup: Wakeup | None = None
@@ -54,6 +58,7 @@ class MessageInbox:
         self._handle = handle
         self._trace = handle.trace
         self._wakeup = handle.turns.wakeup(("inbox", connection_id))
+        self._set_limit()
         handle.on_close(self.close)
 
     def expect_worker(self, connection_id: int) -> Callable[[], Awaitable[None]]:
@@ -65,23 +70,23 @@ class MessageInbox:
     async def handle_message(self, message: bytes, trusted: bool) -> HvStatus:
         """Keep the message, or answer INSUFFICIENT_BUFFERS when `depth` of them wait."""
         messages = self._messages
-        if not messages:
-            if self._wakeup is not None:
-                self._wakeup.notify()
-        elif len(messages) >= self._depth:
-            return _INSUFFICIENT_BUFFERS
-        messages.append(Message(message, trusted))
-        if self._trace is not None:
-            self._contexts.append(self._trace.context())
-        return _SUCCESS
+        if messages:
+            if len(messages) < self._limit:
+                messages.append(Message(message, trusted))
+                return _SUCCESS
+            if self._trace is None:
+                return _INSUFFICIENT_BUFFERS
+        return self._keep_carefully(message, trusted)
 
     async def receive_batch(self) -> list[Message]:
         """All messages that wait, at least one, oldest first. `PortClosed` once closed."""
-        messages = self._messages
-        if not messages:
+        if not self._messages and not self._older:
             await self._wait_for_message()
-        batch = list(messages)
-        messages.clear()
+        batch, self._messages = self._messages, []
+        if self._older:
+            batch = [*self._older, *batch]
+            self._older.clear()
+            self._set_limit()
         if self._trace is not None:
             self._trace.work_on(self._contexts[-1])
             self._contexts.clear()
@@ -89,16 +94,22 @@ class MessageInbox:
 
     async def receive(self) -> Message:
         """The oldest message. `PortClosed` once closed."""
-        if not self._messages:
-            await self._wait_for_message()
+        if not self._older:
+            if not self._messages:
+                await self._wait_for_message()
+            self._older.extend(self._messages)
+            self._messages = []
         if self._trace is not None:
             self._trace.work_on(self._contexts.popleft())
-        return self._messages.popleft()
+        message = self._older.popleft()
+        self._set_limit()
+        return message
 
     def close(self) -> None:
         """Drop what waits; whoever receives gets `PortClosed`, an iteration ends."""
         self._handle = None
-        self._messages.clear()
+        self._messages = []
+        self._older.clear()
         self._contexts.clear()
         if self._wakeup is not None:
             self._wakeup.notify()
@@ -113,7 +124,22 @@ class MessageInbox:
             raise StopAsyncIteration from None
 
     def __len__(self) -> int:
-        return len(self._messages)
+        return len(self._older) + len(self._messages)
+
+    def _keep_carefully(self, message: bytes, trusted: bool) -> HvStatus:
+        """Keep a message that may be the first to wait, which wakes the receiver, or that carries its trace along."""
+        waiting = len(self)
+        if waiting >= self._depth:
+            return _INSUFFICIENT_BUFFERS
+        if not waiting and self._wakeup is not None:
+            self._wakeup.notify()
+        self._messages.append(Message(message, trusted))
+        if self._trace is not None:
+            self._contexts.append(self._trace.context())
+        return _SUCCESS
+
+    def _set_limit(self) -> None:
+        self._limit = 0 if self._trace is not None else self._depth - len(self._older)
 
     async def _wait_for_message(self) -> None:
         while not self._messages:

@@ -22,12 +22,12 @@ import msgspec
 from . import state as saved
 from .access import SynicPortAccess
 from .clock import Clock, VirtualClock
-from .core import HypercallPage
+from .core import HypercallPage, ProcessorSynic
 from .errors import ConfigurationError, HostError, PartitionClosed, SynicUnsupported, UnknownProcessor
 from .hvdef import ALL_PRIVILEGES, OPENVMM, Profile, Vtl
 from .memory import GuestMemory
 from .processor import VirtualProcessor
-from .runs import GuestCode, ProcessorRun
+from .runs import GuestCode, ProcessorRun, child_tasks
 from .seeded_turns import SeededTurns
 from .synic import (
     EmulatedSynic,
@@ -252,9 +252,10 @@ class Partition(anyio.AsyncContextManagerMixin):
 
     # what processors ask for
 
-    def processor(self, vp_index: int) -> VirtualProcessor | None:
-        """A processor, None where there is none."""
-        return self._processors[vp_index] if 0 <= vp_index < len(self._processors) else None
+    def machines(self, vp_index: int) -> Callable[[Vtl], ProcessorSynic | None] | None:
+        """The SynICs of a processor by VTL, None where there is no such processor."""
+        processor = self._processor(vp_index)
+        return None if processor is None else processor.machine
 
     @property
     def intercepts_unknown(self) -> bool:
@@ -266,13 +267,22 @@ class Partition(anyio.AsyncContextManagerMixin):
         return self._reflection is not None and await self._reflection(vp_index, connection_id)
 
     def _locate(self, vp_index: int, vtl: int) -> HostPosts | None:
-        processor = self.processor(vp_index)
+        processor = self._processor(vp_index)
         return None if processor is None else processor.posts(Vtl(vtl))
 
+    def _processor(self, vp_index: int) -> VirtualProcessor | None:
+        return self._processors[vp_index] if 0 <= vp_index < len(self._processors) else None
+
     async def _stop_processors(self) -> None:
-        for index in sorted(self._runs):
-            run = self._runs[index]
-            run.stop()
+        runs = [self._runs[index] for index in sorted(self._runs) if not self._runs[index].is_over]
+        children = child_tasks() if runs else {}
+        for run in runs:
+            if self.turns.one_at_a_time:
+                run.stop()
+                await run.wait_over()
+            else:
+                run.stop(children)
+        for run in runs:
             await run.wait_over()
 
     def _check_open(self) -> None:

@@ -7,77 +7,40 @@ pays for little more than a counter: whatever needs care takes the `_credit` awa
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
-from typing import Any, Protocol
 
 from . import trace as events
-from .core import HypercallPage, LocalApic, ProcessorSynic
+from .core import LocalApic, ProcessorSynic
 from .direct import DirectCalls
 from .errors import GuestFault, MemoryAccessError, SynicUnsupported
 from .guest_synic import LocalGuestSynic
-from .hvdef import HYPERVISOR_MESSAGE, MAX_PAYLOAD, HvRegister, HvStatus, Msr, Vtl
-from .hvdef.registers import msr_number, register_name
+from .hvdef import HYPERVISOR_MESSAGE, MAX_PAYLOAD, HvStatus, Vtl
 from .hypercall import Hypercalls
 from .memory import GuestMemory
-from .processor_vtl import ProcessorVtl, VtlParts
+from .parts import PartitionParts
+from .processor_registers import ProcessorRegisters
+from .processor_vtl import ProcessorVtl
 from .state import ProcessorState
-from .synic import DispatchCall, HostPosts, Monitor, RegisteredPort, Synic, SynicPortMap
+from .synic import DispatchCall, HostPosts
 from .trace import Trace
 
 _VTL0 = Vtl.VTL0
 _MASK = (1 << 64) - 1
 
 
-class PartitionParts(VtlParts, Protocol):
-    """What a processor needs of its partition."""
-
-    @property
-    def port_map(self) -> SynicPortMap: ...
-    @property
-    def synic_backend(self) -> Synic: ...
-    @property
-    def monitor(self) -> Monitor | None: ...
-    @property
-    def hypercall_page(self) -> HypercallPage: ...
-    @property
-    def vtls(self) -> tuple[Vtl, ...]: ...
-    @property
-    def quantum(self) -> int: ...
-    @property
-    def privileges(self) -> int: ...
-    @property
-    def trusts_posts(self) -> bool: ...
-    @property
-    def intercepts_unknown(self) -> bool: ...
-
-    def processor(self, vp_index: int) -> VirtualProcessor | None:
-        """A processor, None where there is none."""
-        ...
-
-    async def reflect(self, vp_index: int, connection_id: int) -> bool:
-        """Let VTL 2 see a call of VTL 0 to an unknown connection; False when it does not want to."""
-        ...
-
-
-async def _no_call() -> HvStatus:
-    return HvStatus.SUCCESS
-
-
 class VirtualProcessor:
     """See the module. Made by the partition: `partition.vp(index)`."""
 
     __slots__ = (
-        "_call",
         "_credit",
         "_hypercalls",
         "_is_plain",
         "_needs_care",
-        "_older_calls",
         "_parts",
         "_pause",
         "_port_map",
         "_quantum",
+        "_registers",
         "_reserve",
         "_signals",
         "_vtls",
@@ -88,7 +51,7 @@ class VirtualProcessor:
     def __init__(self, index: int, parts: PartitionParts) -> None:
         self.index = index
         self.stop_requested: Callable[[], None] | None = None
-        """Set while a run is being stopped: called at the next exit that has no handler in flight."""
+        """Called at every exit while a run is being stopped; it cancels the run unless a handler is in its way."""
         self._parts = parts
         self._port_map = parts.port_map
         self._signals = parts.synic_backend
@@ -104,11 +67,8 @@ class VirtualProcessor:
         self._vtls = {
             vtl: ProcessorVtl(index, vtl, parts, self._tell_higher_vtls, self.slow_down) for vtl in parts.vtls
         }
-        self._call: Any = _no_call()
-        """The latest call into the port map, a coroutine: suspended while its handler is."""
-        self._call.close()
-        self._older_calls: list[Any] = []
-        direct = DirectCalls(index, parts.profile, self._locate_machines) if Vtl.VTL2 in parts.vtls else None
+        self._registers = ProcessorRegisters(index, parts)
+        direct = DirectCalls(index, parts.profile, parts.machines) if Vtl.VTL2 in parts.vtls else None
         self._hypercalls = Hypercalls(
             parts.memory,
             parts.profile,
@@ -129,19 +89,17 @@ class VirtualProcessor:
         INVALID_PARAMETER (over 240 bytes; TLFS profile: type 0 or bit 31 set), then what the port map answers.
         `trusted` reaches the handler where the backend has trusted paths.
         """
-        self._credit -= 1
-        if self._credit < 0 or trusted or len(payload) > MAX_PAYLOAD or self._call.cr_suspended:
+        credit = self._credit = self._credit - 1
+        if credit < 0 or trusted or len(payload) > MAX_PAYLOAD:
             return self._post_carefully(vtl, connection_id, message_type, payload, trusted)
-        call = self._call = self._port_map.handle_post_message(vtl, connection_id, False, payload)
-        return call
+        return self._port_map.handle_post_message(vtl, connection_id, False, payload)
 
     def signal_event(self, connection_id: int, flag_number: int = 0, *, vtl: Vtl = _VTL0) -> DispatchCall:
         """HvCallSignalEvent; await it for the status, see `SynicPortMap.handle_signal_event`."""
-        self._credit -= 1
-        if self._credit < 0 or self._call.cr_suspended:
+        credit = self._credit = self._credit - 1
+        if credit < 0:
             return self._signal_carefully(vtl, connection_id, flag_number)
-        call = self._call = self._signals.handle_signal_event(vtl, connection_id, flag_number)
-        return call
+        return self._signals.handle_signal_event(vtl, connection_id, flag_number)
 
     async def hypercall(self, control: int, input_gpa_or_value: int, second: int = 0, *, vtl: Vtl = _VTL0) -> int:
         """Execute a hypercall with all its checks and return the 64-bit result, whose low 16 bits are the status.
@@ -161,7 +119,7 @@ class VirtualProcessor:
     async def read_msr(self, msr: int, *, vtl: Vtl = _VTL0) -> int:
         """RDMSR of a synthetic register. `GuestFault` (#GP) for one that this model does not have or that is write-only."""
         await self._begin_exit()
-        value = self._read_msr(self._of(vtl), msr)
+        value = self._registers.read_msr(self._of(vtl), msr)
         self._end_exit()
         if value is None:
             raise self._fault(vtl, f"MSR {msr:#010x} cannot be read: it does not exist or is write-only")
@@ -175,18 +133,14 @@ class VirtualProcessor:
         """
         await self._begin_exit()
         value &= _MASK
-        own = self._of(vtl)
-        if self._parts.trace is not None:
-            self._tell_write(self._parts.trace, own, msr, value)
-        if not self._write_msr(own, msr, value):
+        if not self._registers.write_msr(self._of(vtl), msr, value):
             raise self._fault(vtl, f"MSR {msr:#010x} does not take {value:#x}")
         self._end_exit()
 
     async def get_register(self, name: int, *, vtl: Vtl = _VTL0) -> int | HvStatus:
         """A register by its `HvRegister` name; UNKNOWN_REGISTER_NAME for one that does not exist."""
         await self._begin_exit()
-        own, msr = self._of(vtl), msr_number(name)
-        value = own.machine.read_register(name) if msr is None else self._read_msr(own, msr)
+        value = self._registers.get(self._of(vtl), name)
         self._end_exit()
         return HvStatus.UNKNOWN_REGISTER_NAME if value is None else value
 
@@ -196,15 +150,7 @@ class VirtualProcessor:
         INVALID_PARAMETER for the read-only VP_INDEX and TIME_REF_COUNT as well.
         """
         await self._begin_exit()
-        own = self._of(vtl)
-        match name:
-            case HvRegister.GUEST_OS_ID:
-                self._parts.hypercall_page.write(Msr.GUEST_OS_ID, value & _MASK)
-                status = HvStatus.SUCCESS
-            case HvRegister.VP_INDEX | HvRegister.TIME_REF_COUNT:
-                status = HvStatus.INVALID_PARAMETER
-            case _:
-                status = own.write_register(name, value & _MASK)
+        status = self._registers.set(self._of(vtl), name, value & _MASK)
         self._end_exit()
         return status
 
@@ -272,12 +218,6 @@ class VirtualProcessor:
         self._needs_care = True
         self._withdraw_credit()
 
-    def ports_in_flight(self) -> list[RegisteredPort]:
-        """The ports whose handlers run in this processor's exits now."""
-        calls = [call for call in (*self._older_calls, self._call) if call.cr_suspended]
-        ports = (inspect.getcoroutinelocals(call).get("port") for call in calls)
-        return [port for port in ports if isinstance(port, RegisteredPort)]
-
     def reset(self) -> None:
         """As a new processor: registers, pages, queues, timers and pending interrupts."""
         self.slow_down()
@@ -314,10 +254,6 @@ class VirtualProcessor:
             raise SynicUnsupported(f"this partition has no VTL {int(vtl)}; name it in PartitionConfig.vtls")
         return own
 
-    def _locate_machines(self, vp_index: int) -> Callable[[Vtl], ProcessorSynic | None] | None:
-        processor = self._parts.processor(vp_index)
-        return None if processor is None else processor.machine
-
     def _tell_higher_vtls(self, vtl: Vtl) -> None:
         for higher, own in self._vtls.items():
             vina = own.machine.vina
@@ -332,25 +268,22 @@ class VirtualProcessor:
     async def _begin_exit(self) -> None:
         """Account for one exit: stop if asked to, end a quantum that is used up."""
         self._withdraw_credit()
-        if self.stop_requested is not None and not self.ports_in_flight():
+        if self.stop_requested is not None:
             self.stop_requested()
             await self._pause()
         if self._reserve <= 0:
             self._reserve = self._quantum
             await self._pause()
         self._reserve -= 1
-        if self._older_calls:
-            self._older_calls = [call for call in self._older_calls if call.cr_suspended]
 
-    def _wants_care(self) -> bool:
-        return self._needs_care or self._call.cr_suspended
+    def _is_quantum_all(self) -> bool:
+        """Is a used-up quantum all that the next exit has to see to?"""
+        return self._credit < 0 and not (self._needs_care or self._reserve)
 
-    async def _begin_quantum(self) -> bool:
-        """The quantum is used up, and that was all: pause. False when there is more to see to after the pause."""
-        await self._pause()
-        if self._wants_care():
-            if self._credit <= 0 and self._reserve <= 0:
-                self._reserve = self._quantum
+    def _renew_quantum(self) -> bool:
+        """A pause was made. False when that left more to see to, which `_begin_exit` does."""
+        if self._needs_care:
+            self._credit, self._reserve = 0, self._quantum
             return False
         self._credit = self._quantum - 1
         return True
@@ -366,13 +299,10 @@ class VirtualProcessor:
     async def _post_carefully(
         self, vtl: Vtl, connection_id: int, message_type: int, payload: bytes, trusted: bool
     ) -> HvStatus:
-        if (
-            self._credit < 0
-            and not (trusted or len(payload) > MAX_PAYLOAD or self._reserve or self._wants_care())
-            and await self._begin_quantum()
-        ):
-            call = self._call = self._port_map.handle_post_message(vtl, connection_id, False, payload)
-            return await call
+        if self._is_quantum_all() and not trusted and len(payload) <= MAX_PAYLOAD:
+            await self._pause()
+            if self._renew_quantum():
+                return await self._port_map.handle_post_message(vtl, connection_id, False, payload)
         await self._begin_exit()
         status = await self._post(vtl, connection_id, message_type, payload, trusted)
         while status is HvStatus.TIMEOUT and self._parts.intercepts_unknown:
@@ -382,9 +312,10 @@ class VirtualProcessor:
         return status
 
     async def _signal_carefully(self, vtl: Vtl, connection_id: int, flag_number: int) -> HvStatus:
-        if self._credit < 0 and not (self._reserve or self._wants_care()) and await self._begin_quantum():
-            call = self._call = self._signals.handle_signal_event(vtl, connection_id, flag_number)
-            return await call
+        if self._is_quantum_all():
+            await self._pause()
+            if self._renew_quantum():
+                return await self._signals.handle_signal_event(vtl, connection_id, flag_number)
         await self._begin_exit()
         status = await self._signal(vtl, connection_id, flag_number)
         while status is HvStatus.TIMEOUT and self._parts.intercepts_unknown:
@@ -440,9 +371,6 @@ class VirtualProcessor:
         return status
 
     async def _finish(self, vtl: Vtl, connection_id: int, call: DispatchCall) -> HvStatus:
-        if self._call.cr_suspended:
-            self._older_calls.append(self._call)
-        self._call = call
         status = await call
         is_unknown = status is HvStatus.INVALID_CONNECTION_ID and vtl == _VTL0
         if is_unknown and await self._parts.reflect(self.index, connection_id):
@@ -455,42 +383,6 @@ class VirtualProcessor:
         else:
             reason = self._port_map.explain(connection_id, status)
             trace.emit(events.Refuse, connection_id=connection_id, status=int(status), reason=reason)
-
-    def _tell_write(self, trace: Trace, own: ProcessorVtl, msr: int, value: int) -> None:
-        vtl = int(own.vtl)
-        if msr == Msr.EOM:
-            trace.emit(events.Eom, vp=self.index, vtl=vtl)
-        elif msr == Msr.EOI:
-            trace.emit(events.Eoi, vp=self.index, vtl=vtl)
-        else:
-            trace.emit(events.Write, vp=self.index, vtl=vtl, msr=msr, value=value)
-
-    def _read_msr(self, own: ProcessorVtl, msr: int) -> int | None:
-        match msr:
-            case Msr.VP_INDEX:
-                return self.index
-            case Msr.TIME_REF_COUNT:
-                return self._parts.clock.now()
-            case Msr.TPR:
-                return own.apic.tpr
-            case Msr.GUEST_OS_ID | Msr.HYPERCALL:
-                return self._parts.hypercall_page.read(msr)
-        name = register_name(msr)
-        return None if name is None else own.machine.read_register(name)
-
-    def _write_msr(self, own: ProcessorVtl, msr: int, value: int) -> bool:
-        match msr:
-            case Msr.EOI:
-                own.apic.eoi()
-                own.rescan()
-                return True
-            case Msr.TPR:
-                own.apic.set_tpr(value)
-                return True
-            case Msr.GUEST_OS_ID | Msr.HYPERCALL:
-                return self._parts.hypercall_page.write(msr, value)
-        name = register_name(msr)
-        return name is not None and own.write_register(name, value) is HvStatus.SUCCESS
 
     def _fault(self, vtl: Vtl, reason: str) -> GuestFault:
         trace = self._parts.trace

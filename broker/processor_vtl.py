@@ -6,36 +6,14 @@ The thin shell around the pure machines: gives them the time, arms the timer tha
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 from . import trace as events
-from .clock import Clock
 from .core import LocalApic, ProcessorSynic, QueuedMessage
-from .hvdef import HvStatus, Profile, Vtl
-from .memory import GuestMemory
+from .hvdef import HvStatus, Vtl
+from .parts import VtlParts
 from .state import VtlState
 from .synic import HostPosts, HostSynic
-from .trace import Trace
-from .turns import Timer, Turns
-
-
-class VtlParts(Protocol):
-    """What it needs of the partition."""
-
-    @property
-    def memory(self) -> GuestMemory: ...
-    @property
-    def clock(self) -> Clock: ...
-    @property
-    def turns(self) -> Turns: ...
-    @property
-    def trace(self) -> Trace | None: ...
-    @property
-    def profile(self) -> Profile: ...
-    @property
-    def host_synic(self) -> HostSynic | None: ...
-    @property
-    def queue_depth(self) -> int: ...
+from .turns import Timer
 
 
 class ProcessorVtl:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from types import CoroutineType
 from typing import Literal
 
 import anyio
@@ -12,9 +13,13 @@ import structlog
 
 from .errors import GuestFault
 from .processor import VirtualProcessor
+from .synic import RegisteredPort, ports_in_flight
 from .turns import Turns
 
 GuestCode = Callable[[VirtualProcessor], Awaitable[object]]
+
+Children = dict[int, list[anyio.TaskInfo]]
+"""Tasks by the id of the task that started them."""
 
 _log = structlog.get_logger("broker")
 
@@ -25,6 +30,15 @@ class RunEnd(msgspec.Struct, frozen=True):
     how: Literal["finished", "faulted", "stopped"]
     result: object = None
     fault: GuestFault | None = None
+
+
+def child_tasks() -> Children:
+    """The tasks of this event loop by parent."""
+    children: Children = {}
+    for task in anyio.get_running_tasks():
+        if task.parent_id is not None:
+            children.setdefault(task.parent_id, []).append(task)
+    return children
 
 
 class ProcessorRun:
@@ -40,6 +54,9 @@ class ProcessorRun:
         self._group = group
         self._scope = anyio.CancelScope()
         self._stopping = False
+        self._code: Awaitable[object] | None = None
+        """The guest code while it runs."""
+        self._task_id: int | None = None
         self._end: RunEnd | None = None
         self._ended = turns.wakeup(("run", processor.index))
         self._begin = turns.expect(("vp", processor.index))
@@ -71,15 +88,18 @@ class ProcessorRun:
         while not self.is_over:
             await self._ended.wait()
 
-    def stop(self) -> None:
-        """End the run at its next exit or wait. A handler that runs in its exit finishes first. Idempotent."""
+    def stop(self, children: Children | None = None) -> None:
+        """End the run at its next exit or wait. Handlers that run in its exits finish first. Idempotent.
+
+        `children`: the tasks of this event loop by parent, where the caller has looked at them already.
+        """
         if self._stopping or self.is_over:
             return
         self._stopping = True
-        if not self.processor.ports_in_flight():
+        if not self._ports_in_flight(children):
             self._scope.cancel()
             return
-        self.processor.stop_requested = self._scope.cancel
+        self.processor.stop_requested = self._stop_at_exit
         self.processor.slow_down()
         self._group.start_soon(self._stop_after_handlers)
 
@@ -89,7 +109,9 @@ class ProcessorRun:
         try:
             with self._scope:
                 await self._begin()
-                end = RunEnd("finished", await self._guest(self.processor))
+                self._task_id = anyio.get_current_task().id
+                self._code = self._guest(self.processor)
+                end = RunEnd("finished", await self._code)
         except GuestFault as fault:
             end = RunEnd("faulted", fault=fault)
             _log.info("processor_faulted", vp=self.processor.index, reason=str(fault))
@@ -99,11 +121,31 @@ class ProcessorRun:
         finally:
             if self.error is None:
                 self._end = end or RunEnd("stopped")
+            self._code = self._task_id = None
             self.processor.stop_requested = None
             self._ended.notify()
             self._turns.leave()
 
+    def _stop_at_exit(self) -> None:
+        """An exit while stopping: the run's own ends it, another task's leaves the handlers in flight alone."""
+        is_own = isinstance(self._code, CoroutineType) and self._code.cr_running
+        if is_own or not self._ports_in_flight():
+            self._scope.cancel()
+
     async def _stop_after_handlers(self) -> None:
-        while ports := self.processor.ports_in_flight():
+        while ports := self._ports_in_flight():
             await ports[0].wait_finished()
         self._scope.cancel()
+
+    def _ports_in_flight(self, children: Children | None = None) -> list[RegisteredPort]:
+        """The ports whose handlers run in exits of the guest code's task, or of tasks that it started."""
+        if self._task_id is None:
+            return []
+        children = child_tasks() if children is None else children
+        ports = ports_in_flight(self._code)
+        family = list(children.get(self._task_id, ()))
+        while family:
+            task = family.pop()
+            ports += ports_in_flight(task.coro)
+            family += children.get(task.id, ())
+        return ports

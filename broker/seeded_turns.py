@@ -66,6 +66,8 @@ class _SeededWakeup:
 class SeededTurns(Turns):
     """One task at a time, drawn from a generator with this seed."""
 
+    one_at_a_time = True
+
     def __init__(self, clock: Clock, seed: int) -> None:
         super().__init__(clock)
         self.random = random.Random(seed)

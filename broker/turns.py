@@ -57,6 +57,9 @@ class Timer:
 class Turns:
     """The timers and waits that both kinds of turn-taking share."""
 
+    one_at_a_time = False
+    """True where tasks run one at a time, in an order of this object's choice."""
+
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
         self._timers: list[Timer] = []
@@ -166,8 +169,7 @@ class LiveTurns(Turns):
     def wakeup(self, key: Key) -> Wakeup:
         return _LiveWakeup()
 
-    async def pause(self) -> None:
-        await anyio.lowlevel.checkpoint()
+    pause = staticmethod(anyio.lowlevel.checkpoint)
 
     async def wait_readable(self, fd: int, key: Key) -> bool:
         if fd < 0:

@@ -61,6 +61,8 @@ class SynicState(msgspec.Struct, frozen=True):
     queues: list[list[QueuedMessage]]
     timers: list[TimerState]
     dropped: int
+    interrupt_causes: dict[int, events.Context]
+    """While tracing: the event and the flow that each requested vector is due to."""
 
 
 class ProcessorSynic:
@@ -250,6 +252,7 @@ class ProcessorSynic:
             queues=self.queues.save(),
             timers=self.timers.save(now),
             dropped=self.dropped,
+            interrupt_causes=dict(self.teller.interrupts),
         )
 
     def restore(self, state: SynicState, now: int) -> None:
@@ -260,6 +263,7 @@ class ProcessorSynic:
         self.queues.restore(state.queues)
         self.timers.restore(state.timers, now)
         self.dropped = state.dropped
+        self.teller.interrupts = dict(state.interrupt_causes)
 
     def check(self) -> None:
         """Every invariant. `InvariantError` when one is broken."""

@@ -2,6 +2,7 @@
 
 from .backend import Backend, GuestEventTarget, HostSynic, Synic
 from .emulated import EmulatedSynic
+from .handler_calls import ports_in_flight
 from .host_posts import HostPosts
 from .monitor import Monitor
 from .offloaded import OffloadedSynic
@@ -26,4 +27,5 @@ __all__ = [
     "SynicPortMap",
     "SynicPorts",
     "find_backend",
+    "ports_in_flight",
 ]

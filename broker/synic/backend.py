@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, Protocol
 
 import msgspec
@@ -42,6 +43,10 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
     """Delivery rules of its own instead of the OPENVMM profile's."""
     refusal: str = ""
     """What `synic()` says where there is none."""
+
+
+SignalHandler = Callable[[int, int, int], DispatchCall]
+"""(caller's VTL, connection ID, flag number); see `SynicPortMap.handle_signal_event`."""
 
 
 class HostEventPort(Protocol):
@@ -82,8 +87,9 @@ class Synic(Protocol):
         """Monitored notifications, None where there are none."""
         ...
 
-    def handle_signal_event(self, vtl: int, connection_id: int, flag_number: int) -> DispatchCall:
-        """A guest's signal: to an eventfd where there is one, else to the port map."""
+    @property
+    def handle_signal_event(self) -> SignalHandler:
+        """Takes a guest's signal: to an eventfd where there is one, else to the port map."""
         ...
 
     def new_host_event_port(self, port: RegisteredPort, os_event: int | None) -> HostEventPort | None:

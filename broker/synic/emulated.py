@@ -10,10 +10,10 @@ from ..errors import PartitionClosed
 from ..hvdef import Vtl
 from ..interrupt import Interrupt
 from ..trace import Drop
-from .backend import Backend, GuestEventTarget, HostEventPort, HostSynic
+from .backend import Backend, GuestEventTarget, HostEventPort, HostSynic, SignalHandler
 from .host_posts import HostPosts, WaitingPost
 from .monitor import Monitor
-from .port_map import DispatchCall, RegisteredPort, SynicPortMap
+from .port_map import RegisteredPort, SynicPortMap
 
 
 class EmulatedSynic:
@@ -32,6 +32,8 @@ class EmulatedSynic:
         self.monitor = monitor
         self.undeliverable = 0
         """Messages for processors or VTLs that do not exist, dropped."""
+        self.handle_signal_event: SignalHandler = port_map.handle_signal_event
+        """A guest's signal goes to the port map, without a step in between."""
         self._locate = locate
         self._host = host
         self._generation = 0
@@ -42,10 +44,6 @@ class EmulatedSynic:
     def prefer_os_events(self) -> bool:
         """True: consumers had better hand in eventfds."""
         return self.backend.prefer_os_events
-
-    def handle_signal_event(self, vtl: int, connection_id: int, flag_number: int) -> DispatchCall:
-        """A guest's signal goes to the port map."""
-        return self.port_map.handle_signal_event(vtl, connection_id, flag_number)
 
     def new_host_event_port(self, port: RegisteredPort, os_event: int | None) -> HostEventPort | None:
         """No eventfds here: every event port is dispatched."""

@@ -36,17 +36,11 @@ class OffloadedSynic(EmulatedSynic):
         group: anyio.abc.TaskGroup,
     ) -> None:
         super().__init__(backend, port_map, locate, monitor, host)
+        self.handle_signal_event = self._handle_signal_event
         self._group = group
         self._turns = port_map.turns
         self._doorbells: dict[int, _Doorbell] = {}
         self._guest_events: set[_GuestEvent] = set()
-
-    def handle_signal_event(self, vtl: int, connection_id: int, flag_number: int) -> DispatchCall:
-        """Ring the doorbell where there is one that this caller may ring and that carries this flag; else dispatch."""
-        doorbell = self._doorbells.get(connection_id)
-        if doorbell is None or not doorbell.accepts(vtl, flag_number):
-            return self.port_map.handle_signal_event(vtl, connection_id, flag_number)
-        return self._ring(doorbell, flag_number)
 
     def new_host_event_port(self, port: RegisteredPort, os_event: int | None) -> HostEventPort | None:
         """A doorbell for this port. `ValueError` when `os_event` is no eventfd."""
@@ -72,6 +66,13 @@ class OffloadedSynic(EmulatedSynic):
         super().close()
         for event in list(self._guest_events):
             event.interrupt.disconnect()
+
+    def _handle_signal_event(self, vtl: int, connection_id: int, flag_number: int) -> DispatchCall:
+        """Ring the doorbell where there is one that this caller may ring and that carries this flag; else dispatch."""
+        doorbell = self._doorbells.get(connection_id)
+        if doorbell is None or not doorbell.accepts(vtl, flag_number):
+            return self.port_map.handle_signal_event(vtl, connection_id, flag_number)
+        return self._ring(doorbell, flag_number)
 
     async def _ring(self, doorbell: _Doorbell, flag: int) -> HvStatus:
         doorbell.ring(flag, NO_CONTEXT if self.port_map.trace is None else Trace.context())

@@ -8,9 +8,7 @@ way to a handler.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Awaitable, Callable, Coroutine
-from types import CodeType, FrameType
 from typing import Any
 
 import msgspec
@@ -21,6 +19,7 @@ from ..errors import CalledFromOwnHandler, ConnectionIdInUse
 from ..hvdef import HvStatus, Vtl
 from ..trace import Trace
 from ..turns import Turns, Wakeup
+from .handler_calls import calls_a_handler, is_called_from_handler_of
 
 DispatchCall = Coroutine[Any, Any, HvStatus]
 """A call on its way through the map; while its handler is suspended, its local `port` says whose."""
@@ -140,7 +139,7 @@ class RegisteredPort(PortHandle):
         self.close()
         if self._started == self._finished:
             return
-        if _is_called_from_handler_of(self):
+        if is_called_from_handler_of(self):
             raise CalledFromOwnHandler(self.connection_id)
         while self._started != self._finished:
             await self.wait_finished()
@@ -151,6 +150,7 @@ class RegisteredPort(PortHandle):
             self._wakeup = self.turns.wakeup(("port", self.connection_id))
         await self._wakeup.wait()
 
+    @calls_a_handler
     async def run_event_handler(self, flag: int) -> HvStatus:
         """Call an event port's handler from outside the dispatcher, as a backend does that signals by eventfd."""
         port = self
@@ -230,6 +230,7 @@ class SynicPortMap:
         self._unknown = 0
         self._wrong_kind = 0
 
+    @calls_a_handler
     async def handle_post_message(self, vtl: int, connection_id: int, secure: bool, message: bytes) -> HvStatus:
         """Route a message to its port and answer with the status of the hypercall.
 
@@ -238,7 +239,7 @@ class SynicPortMap:
         sees as `trusted`. Never raises for a handler's exception.
         """
         port = self._messages.get(connection_id)
-        if port is None or vtl < port.minimum_vtl:
+        if port is None or (port.minimum_vtl and vtl < port.minimum_vtl):
             return self._refuse(port, connection_id, self._events)
         port._started += 1
         try:
@@ -254,10 +255,11 @@ class SynicPortMap:
                 port._wakeup.notify()
         return status
 
+    @calls_a_handler
     async def handle_signal_event(self, vtl: int, connection_id: int, flag_number: int) -> HvStatus:
         """Route a signal to its port. Statuses as above; SUCCESS once the handler has run. The flag is not checked."""
         port = self._events.get(connection_id)
-        if port is None or vtl < port.minimum_vtl:
+        if port is None or (port.minimum_vtl and vtl < port.minimum_vtl):
             return self._refuse(port, connection_id, self._messages)
         port._started += 1
         try:
@@ -333,29 +335,6 @@ class SynicPortMap:
             return self._wrong_kind_status
         self._unknown += 1
         return _INVALID_CONNECTION_ID
-
-
-_HANDLER_CALLERS: frozenset[CodeType] = frozenset(
-    function.__code__
-    for function in (
-        SynicPortMap.handle_post_message,
-        SynicPortMap.handle_signal_event,
-        RegisteredPort.run_event_handler,
-    )
-)
-
-
-def _is_called_from_handler_of(port: RegisteredPort) -> bool:
-    """Is a call of this port's handler on the current stack?
-
-    Looked up on the stack, because to note the task of every call costs more than the rest of dispatch together.
-    """
-    frame: FrameType | None = inspect.currentframe()
-    while frame is not None:
-        if frame.f_code in _HANDLER_CALLERS and frame.f_locals.get("port") is port:
-            return True
-        frame = frame.f_back
-    return False
 
 
 def _check_connection_id(connection_id: int) -> None:

@@ -103,7 +103,7 @@ _HANDLERS = (_Port.handle_message.__code__, _EVENT, _INBOX)
 _PUSH = "for _ in batch: {}\nawait inbox.receive_batch()"
 
 WAYS = {
-    "bare": Way("await port.handle_message(payload, False)"),
+    "bare": Way("await handler(payload, False)"),
     "bare event": Way("await port.handle_event(0)", None, _EVENT),
     "map": Way(_POST.format(MESSAGE_PORT)),
     "map event": Way(f"await port_map.handle_signal_event(vtl, {EVENT_PORT}, 0)", enters=_EVENT),
@@ -136,6 +136,7 @@ async def _everything() -> AsyncIterator[dict[str, object]]:
             await full.handle_message(_PAYLOAD, False)
             yield {
                 "batch": range(BATCH),
+                "handler": port.handle_message,
                 "inbox": inbox,
                 "payload": _PAYLOAD,
                 "port": port,

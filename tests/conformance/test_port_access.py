@@ -213,6 +213,8 @@ async def test_an_id_takes_one_port_of_either_kind_and_goes_on_serving_it(
     assert caught.value.connection_id == PORT
     assert await call(environment, kind) is HvStatus.SUCCESS
     await first.wait_any_call()
+    if second_kind != kind:
+        assert await call(environment, second_kind) is HvStatus.INVALID_CONNECTION_ID
     assert not second.calls
 
 
