@@ -198,7 +198,7 @@ class SynicPortAccess(Protocol):
 
         `os_event`: an eventfd that the backend may signal instead of calling the port, for flag 0; it stays the
         caller's. `monitor_info` is ignored where there is no monitor support. `ConnectionIdInUse`, `MonitorIdInUse`,
-        or what the backend says about the eventfd.
+        `ValueError` when `os_event` is no eventfd.
         """
         ...
 

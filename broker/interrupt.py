@@ -31,6 +31,16 @@ def drain_eventfd(fd: int) -> bool:
     return True
 
 
+def check_eventfd(fd: int) -> None:
+    """`ValueError` unless this is an open eventfd."""
+    try:
+        kind = os.readlink(f"/proc/self/fd/{fd}")
+    except OSError:
+        kind = "no open descriptor"
+    if "[eventfd]" not in kind:
+        raise ValueError(f"os_event takes an eventfd, descriptor {fd} is {kind}")
+
+
 class Interrupt:
     """See the module. Make one with `from_function`, `from_event` or `null`."""
 

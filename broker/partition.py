@@ -111,8 +111,8 @@ class Partition(anyio.AsyncContextManagerMixin):
         self.memory = self.config.memory or GuestMemory(self.config.memory_size)
         try:
             async with anyio.create_task_group() as group:
-                self._open(group)
                 try:
+                    self._open(group)
                     yield self
                     await self._stop_processors()
                 except anyio.get_cancelled_exc_class():
@@ -120,8 +120,9 @@ class Partition(anyio.AsyncContextManagerMixin):
                 except BaseException as error:  # not from within the group, which would wrap it
                     errors.append(error)
                 finally:
-                    self._close()
-                    group.cancel_scope.cancel()
+                    group.cancel_scope.cancel()  # first, so that guest code ends by it and not by what closing raises
+                    if self._is_open:
+                        self._close()
         finally:
             if self.config.memory is None:
                 self.memory.close()
@@ -148,6 +149,7 @@ class Partition(anyio.AsyncContextManagerMixin):
 
     def _close(self) -> None:
         self._is_open = False
+        self.turns.close()
         self.synic_backend.close()
         for processor in self._processors:
             processor.close()

@@ -90,14 +90,14 @@ class VirtualProcessor:
         `trusted` reaches the handler where the backend has trusted paths.
         """
         credit = self._credit = self._credit - 1
-        if credit < 0 or trusted or len(payload) > MAX_PAYLOAD:
+        if credit < 0 or vtl is not _VTL0 or trusted or len(payload) > MAX_PAYLOAD:
             return self._post_carefully(vtl, connection_id, message_type, payload, trusted)
         return self._port_map.handle_post_message(vtl, connection_id, False, payload)
 
     def signal_event(self, connection_id: int, flag_number: int = 0, *, vtl: Vtl = _VTL0) -> DispatchCall:
         """HvCallSignalEvent; await it for the status, see `SynicPortMap.handle_signal_event`."""
         credit = self._credit = self._credit - 1
-        if credit < 0:
+        if credit < 0 or vtl is not _VTL0:
             return self._signal_carefully(vtl, connection_id, flag_number)
         return self._signals.handle_signal_event(vtl, connection_id, flag_number)
 
@@ -107,6 +107,7 @@ class VirtualProcessor:
         `input_gpa_or_value`: the GPA of the parameter block, or the first register of a fast call. `second`: the
         output GPA or the second register. Values are taken modulo 2 ** 64.
         """
+        self._of(vtl)
         await self._begin_exit()
         control, first, second = control & _MASK, input_gpa_or_value & _MASK, second & _MASK
         while (result := await self._hypercalls.dispatch(control, first, second, vtl)) is None:
@@ -299,6 +300,7 @@ class VirtualProcessor:
     async def _post_carefully(
         self, vtl: Vtl, connection_id: int, message_type: int, payload: bytes, trusted: bool
     ) -> HvStatus:
+        self._of(vtl)
         if self._is_quantum_all() and not trusted and len(payload) <= MAX_PAYLOAD:
             await self._pause()
             if self._renew_quantum():
@@ -312,6 +314,7 @@ class VirtualProcessor:
         return status
 
     async def _signal_carefully(self, vtl: Vtl, connection_id: int, flag_number: int) -> HvStatus:
+        self._of(vtl)
         if self._is_quantum_all():
             await self._pause()
             if self._renew_quantum():

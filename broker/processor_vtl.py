@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from . import trace as events
 from .core import LocalApic, ProcessorSynic, QueuedMessage
+from .errors import PartitionClosed
 from .hvdef import HvStatus, Vtl
 from .parts import VtlParts
 from .state import VtlState
@@ -24,6 +25,7 @@ class ProcessorVtl:
         "_armed",
         "_clock",
         "_interrupts",
+        "_is_closed",
         "_is_waiting",
         "_on_interrupt",
         "_on_work",
@@ -58,6 +60,7 @@ class ProcessorVtl:
         self._wakeup = parts.turns.wakeup(("vp", vp_index))
         self._interrupts = 0
         self._is_waiting = False
+        self._is_closed = False
         self._timer: Timer | None = None
         self._armed: int | None = None
         self.apic = LocalApic(self._interrupted)
@@ -110,8 +113,10 @@ class ProcessorVtl:
         return vector
 
     async def wait_interrupted(self, since: int) -> None:
-        """Wait until `interrupts` is no longer `since`."""
+        """Wait until `interrupts` is no longer `since`. `PartitionClosed` when the partition ends before."""
         while self._interrupts == since:
+            if self._is_closed:
+                raise PartitionClosed("the partition ended before an interrupt came")
             await self._wakeup.wait()
 
     def reset(self) -> None:
@@ -122,7 +127,9 @@ class ProcessorVtl:
         self._after_scan(self._clock.now())
 
     def close(self) -> None:
-        """The partition ends."""
+        """The partition ends: whoever waits gets `PartitionClosed`, or `PortClosed` for a post."""
+        self._is_closed = True
+        self._wakeup.notify()
         self.posts.close()
         if self._timer is not None:
             self._timer.cancel()

@@ -112,12 +112,14 @@ class ProcessorRun:
                 self._task_id = anyio.get_current_task().id
                 self._code = self._guest(self.processor)
                 end = RunEnd("finished", await self._code)
-        except GuestFault as fault:
-            end = RunEnd("faulted", fault=fault)
-            _log.info("processor_faulted", vp=self.processor.index, reason=str(fault))
         except Exception as error:
-            self.error = error
-            _log.error("guest_code_failed", vp=self.processor.index, exc_info=error)
+            fault = _only_fault(error)
+            if fault is not None:
+                end = RunEnd("faulted", fault=fault)
+                _log.info("processor_faulted", vp=self.processor.index, reason=str(fault))
+            else:
+                self.error = error
+                _log.error("guest_code_failed", vp=self.processor.index, exc_info=error)
         finally:
             if self.error is None:
                 self._end = end or RunEnd("stopped")
@@ -149,3 +151,10 @@ class ProcessorRun:
             ports += ports_in_flight(task.coro)
             family += children.get(task.id, ())
         return ports
+
+
+def _only_fault(error: Exception) -> GuestFault | None:
+    """The guest fault that this is, or that a task group of the guest code wrapped; None for anything else."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error if isinstance(error, GuestFault) else None

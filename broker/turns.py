@@ -16,6 +16,7 @@ import anyio
 import anyio.lowlevel
 
 from .clock import TICKS_PER_SECOND, Clock
+from .errors import PartitionClosed
 
 SWEEP_TIMERS = 64
 
@@ -66,6 +67,8 @@ class Turns:
         self._sweep_at = SWEEP_TIMERS
         self._order = 0
         self._changed: anyio.Event | None = None
+        self._sleepers: set[Wakeup] = set()
+        self._is_closed = False
 
     def wakeup(self, key: Key) -> Wakeup:
         """A new place to wait."""
@@ -119,14 +122,24 @@ class Turns:
         return timer
 
     async def sleep_until(self, tick: int, key: Key) -> None:
-        """Wait until the reference counter reaches `tick`."""
+        """Wait until the reference counter reaches `tick`. `PartitionClosed` when the partition ends before."""
         wakeup = self.wakeup(key)
         timer = self.schedule(tick, key, wakeup.notify)
+        self._sleepers.add(wakeup)
         try:
             while self.clock.now() < tick:
+                if self._is_closed:
+                    raise PartitionClosed("the partition ended before this wait did")
                 await wakeup.wait()
         finally:
+            self._sleepers.discard(wakeup)
             timer.cancel()
+
+    def close(self) -> None:
+        """The partition ends: whoever sleeps gets `PartitionClosed`."""
+        self._is_closed = True
+        for wakeup in self._sleepers:
+            wakeup.notify()
 
     def _next_tick(self) -> int | None:
         while self._timers and self._timers[0].callback is None:

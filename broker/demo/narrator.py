@@ -69,8 +69,6 @@ def sentence(event: events.AnyEvent) -> str:
             return f"VP {event.vp} faults with {event.fault}: {event.reason}"
         case events.Reset():
             return "the partition is reset"
-        case events.Restore():
-            return "the partition takes over a saved state"
 
 
 def _status(status: HvStatus) -> str:

@@ -54,8 +54,11 @@ class GuestMemory:
         return self._outside(gpa, size)
 
     def page(self, gpn: int) -> memoryview:
-        """A writable view of one whole page by its number. `MemoryAccessError` as in `read`."""
-        return self.view(gpn << PAGE_SHIFT, PAGE_SIZE)
+        """A writable view of one whole page of RAM by its number. `MemoryAccessError` for any other."""
+        gpa = gpn << PAGE_SHIFT
+        if not 0 <= gpa < self.size:
+            raise MemoryAccessError(gpa, PAGE_SIZE, self.size)
+        return self.view(gpa, PAGE_SIZE)
 
     def add_page(self) -> int:
         """Add one zeroed page above the guest's RAM, owned by the hypervisor, and return its page number."""

@@ -93,7 +93,7 @@ class Synic(Protocol):
         ...
 
     def new_host_event_port(self, port: RegisteredPort, os_event: int | None) -> HostEventPort | None:
-        """Put an eventfd in front of this port, or None to have it dispatched. `ValueError` for what is no eventfd."""
+        """Put an eventfd in front of this port, or None to have it dispatched."""
         ...
 
     def try_post(self, vtl: Vtl, vp: int, sint: int, message: QueuedMessage) -> bool:

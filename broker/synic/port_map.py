@@ -66,7 +66,6 @@ class MapStatistics(msgspec.Struct, frozen=True):
 class _Exceptions(msgspec.Struct):
     """The outcomes that most ports never have."""
 
-    denied: int = 0
     failed: int = 0
     answers: dict[int, int] = {}
 
@@ -77,6 +76,7 @@ class RegisteredPort(PortHandle):
     __slots__ = (
         "_busy",
         "_call",
+        "_denied",
         "_exceptions",
         "_finished",
         "_map",
@@ -104,6 +104,7 @@ class RegisteredPort(PortHandle):
         self._started = 0
         self._finished = 0
         self._busy = 0
+        self._denied = 0
         self._exceptions: _Exceptions | None = None
         self._wakeup: Wakeup | None = None
         self._undo: tuple[Callable[[], None], ...] = ()
@@ -172,10 +173,7 @@ class RegisteredPort(PortHandle):
         return _OPERATION_FAILED
 
     def handler_answered(self, status: object) -> HvStatus:
-        """Count an answer other than SUCCESS."""
-        if status is _INSUFFICIENT_BUFFERS:
-            self._busy += 1
-            return _INSUFFICIENT_BUFFERS
+        """Count an answer other than SUCCESS and INSUFFICIENT_BUFFERS."""
         if not isinstance(status, HvStatus):
             _log.error(
                 "port_handler_answered_no_status", connection_id=f"{self.connection_id:#010x}", answer=repr(status)
@@ -186,19 +184,14 @@ class RegisteredPort(PortHandle):
         answers[int(status)] = answers.get(int(status), 0) + 1
         return status
 
-    def deny(self) -> HvStatus:
-        """Count a caller whose VTL is too low."""
-        self._exceptional().denied += 1
-        return _OPERATION_DENIED
-
     def statistics(self) -> PortStatistics:
         """What became of this port's calls."""
         unusual = self._exceptions or _Exceptions()
         refused = {HvStatus(status): count for status, count in unusual.answers.items()}
         if self._busy:
             refused[_INSUFFICIENT_BUFFERS] = self._busy
-        if unusual.denied:
-            refused[_OPERATION_DENIED] = refused.get(_OPERATION_DENIED, 0) + unusual.denied
+        if self._denied:
+            refused[_OPERATION_DENIED] = refused.get(_OPERATION_DENIED, 0) + self._denied
         accepted = self._finished - self._busy - unusual.failed - sum(unusual.answers.values())
         return PortStatistics(
             kind="event" if self.is_event else "message",
@@ -247,7 +240,9 @@ class SynicPortMap:
         except Exception as error:
             status = port.handler_raised(error)
         else:
-            if status is not _SUCCESS:
+            if status is _INSUFFICIENT_BUFFERS:
+                port._busy += 1
+            elif status is not _SUCCESS:
                 status = port.handler_answered(status)
         finally:
             port._finished += 1
@@ -329,7 +324,8 @@ class SynicPortMap:
 
     def _refuse(self, port: RegisteredPort | None, connection_id: int, others: dict[int, RegisteredPort]) -> HvStatus:
         if port is not None:
-            return port.deny()
+            port._denied += 1
+            return _OPERATION_DENIED
         if connection_id in others:
             self._wrong_kind += 1
             return self._wrong_kind_status

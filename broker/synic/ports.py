@@ -14,7 +14,7 @@ from ..access import (
 from ..core import QueuedMessage
 from ..errors import PortClosed
 from ..hvdef import EVENT_FLAGS_PER_SINT, MAX_PAYLOAD, SINT_COUNT, Vtl
-from ..interrupt import Interrupt
+from ..interrupt import Interrupt, check_eventfd
 from ..trace import Trace
 from .backend import GuestEventTarget, Synic
 from .host_posts import WaitingPost
@@ -54,6 +54,8 @@ class SynicPorts:
     ) -> PortHandle:
         """See `SynicPortAccess.add_event_port`. The eventfd is live before the map entry, the monitor comes last."""
         synic = self._synic
+        if os_event is not None:
+            check_eventfd(os_event)
         entry = synic.port_map.new_event_port(connection_id, minimum_vtl, port)
         host_port = synic.new_host_event_port(entry, os_event)
         try:

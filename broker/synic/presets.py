@@ -5,11 +5,16 @@ The presets reproduce what each hypervisor backend of OpenVMM does and refuses, 
 
 from __future__ import annotations
 
+import msgspec
+
 from ..errors import ConfigurationError
-from ..hvdef import DeliveryRules, Vtl
+from ..hvdef import OPENVMM, DeliveryRules, Vtl
 from .backend import Backend
 
 _ALL_VTLS = (Vtl.VTL0, Vtl.VTL1, Vtl.VTL2)
+
+_HYPERVISOR_RULES = msgspec.structs.replace(OPENVMM.delivery, event_page_off="refuse")
+"""Microsoft's hypervisor refuses an event while SIEFP is off (INVALID_SYNIC_STATE)."""
 
 _KVM_RULES = DeliveryRules(
     message_masked="fill",
@@ -53,8 +58,14 @@ BACKENDS: dict[str, Backend] = {
             guest_events="eventfd",
             monitor="yes",
             intercepts_unknown_connections=True,
+            delivery=_HYPERVISOR_RULES,
         ),
-        Backend(name="mshv", about="Linux root partition, SynIC in the hypervisor", synic="emulated"),
+        Backend(
+            name="mshv",
+            about="Linux root partition, SynIC in the hypervisor",
+            synic="emulated",
+            delivery=_HYPERVISOR_RULES,
+        ),
         Backend(
             name="kvm",
             about="KVM on x64, registers in the kernel, slots and flags written by the VMM",

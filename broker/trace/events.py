@@ -166,10 +166,6 @@ class Reset(Event, frozen=True, kw_only=True, tag=str.lower):
     """The partition was reset."""
 
 
-class Restore(Event, frozen=True, kw_only=True, tag=str.lower):
-    """The partition took over a saved state."""
-
-
 AnyEvent = (
     Post
     | Signal
@@ -188,6 +184,5 @@ AnyEvent = (
     | Timer
     | Fault
     | Reset
-    | Restore
 )
 EVENT_TYPES: tuple[type[Event], ...] = get_args(AnyEvent)

@@ -102,8 +102,13 @@ def test_hypervisor_pages_lie_above_ram_and_start_as_zeros(memory: GuestMemory) 
     assert (first, second) == (SIZE // PAGE, SIZE // PAGE + 1)
     memory.write(first * PAGE + 8, b"mine")
     assert memory.read(first * PAGE, 16) == bytes(8) + b"mine" + bytes(4)
-    assert memory.page(second) == bytes(PAGE)
+    assert memory.view(second * PAGE, PAGE) == bytes(PAGE)
     assert memory.size == SIZE
+
+
+def test_a_hypervisor_page_is_no_page_for_an_overlay(memory: GuestMemory) -> None:
+    with pytest.raises(MemoryAccessError):
+        memory.page(memory.add_page())
 
 
 def test_no_access_crosses_from_ram_into_a_hypervisor_page_or_between_two(memory: GuestMemory) -> None:
