@@ -277,18 +277,6 @@ class VirtualProcessor:
             await self._pause()
         self._reserve -= 1
 
-    def _is_quantum_all(self) -> bool:
-        """Is a used-up quantum all that the next exit has to see to?"""
-        return self._credit < 0 and not (self._needs_care or self._reserve)
-
-    def _renew_quantum(self) -> bool:
-        """A pause was made. False when that left more to see to, which `_begin_exit` does."""
-        if self._needs_care:
-            self._credit, self._reserve = 0, self._quantum
-            return False
-        self._credit = self._quantum - 1
-        return True
-
     def _end_exit(self) -> None:
         """Deliver what waits, before guest code goes on; go the short way next time if nothing does any more."""
         still_waiting = [own for own in self._vtls.values() if own.rescan_if_waiting()]
@@ -300,11 +288,14 @@ class VirtualProcessor:
     async def _post_carefully(
         self, vtl: Vtl, connection_id: int, message_type: int, payload: bytes, trusted: bool
     ) -> HvStatus:
-        self._of(vtl)
-        if self._is_quantum_all() and not trusted and len(payload) <= MAX_PAYLOAD:
-            await self._pause()
-            if self._renew_quantum():
+        is_plain = vtl is _VTL0 and not trusted and len(payload) <= MAX_PAYLOAD
+        if is_plain and self._credit < 0 and not (self._reserve or self._needs_care):
+            await self._pause()  # the quantum is used up, and that is all there is to see to
+            if not self._needs_care:
+                self._credit = self._quantum - 1
                 return await self._port_map.handle_post_message(vtl, connection_id, False, payload)
+            self._credit, self._reserve = 0, self._quantum
+        self._of(vtl)
         await self._begin_exit()
         status = await self._post(vtl, connection_id, message_type, payload, trusted)
         while status is HvStatus.TIMEOUT and self._parts.intercepts_unknown:
@@ -314,11 +305,13 @@ class VirtualProcessor:
         return status
 
     async def _signal_carefully(self, vtl: Vtl, connection_id: int, flag_number: int) -> HvStatus:
-        self._of(vtl)
-        if self._is_quantum_all():
+        if vtl is _VTL0 and self._credit < 0 and not (self._reserve or self._needs_care):
             await self._pause()
-            if self._renew_quantum():
+            if not self._needs_care:
+                self._credit = self._quantum - 1
                 return await self._signals.handle_signal_event(vtl, connection_id, flag_number)
+            self._credit, self._reserve = 0, self._quantum
+        self._of(vtl)
         await self._begin_exit()
         status = await self._signal(vtl, connection_id, flag_number)
         while status is HvStatus.TIMEOUT and self._parts.intercepts_unknown:
