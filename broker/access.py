@@ -246,7 +246,7 @@ class GuestSynic(Protocol):
     def messages(self, sint: int) -> AbstractAsyncContextManager[AsyncIterator[SynicMessage]]:
         """Program the SynIC for this SINT, then iterate its messages: copy, clear the type, EOM if pending, as Linux does.
 
-        Leaving the block masks the SINT again.
+        Leaving the last block of a SINT masks it again.
         """
         ...
 

@@ -2,7 +2,8 @@
 
 It programs the SynIC as Linux does (SIMP, SIEFP, SINT, SCONTROL; each page read-modify-write, with a page of its own
 only where none is enabled) and takes a message as Linux does: copy, clear the type, read message-pending, EOM.
-Pages are taken from the top of guest RAM: two for each processor and VTL.
+Pages are taken from the top of guest RAM: two for each processor and VTL. A SINT is masked when the last block that uses
+it is left.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from .hvdef import (
     EVENT_FLAG_BYTES,
     MESSAGE_SIZE,
     PAGE_SIZE,
+    SINT_COUNT,
     HvStatus,
     Msr,
     PageRegister,
@@ -33,6 +35,8 @@ from .synic import DispatchCall
 
 GUEST_VECTOR_BASE = 0xE0
 """SINT n interrupts with vector 0xE0 + n, auto-EOI."""
+
+_VECTORS = range(GUEST_VECTOR_BASE, GUEST_VECTOR_BASE + SINT_COUNT)
 
 T = TypeVar("T")
 
@@ -73,6 +77,7 @@ class LocalGuestSynic:
     @asynccontextmanager
     async def messages(self, sint: int) -> AsyncIterator[AsyncIterator[SynicMessage]]:
         """See `GuestSynic.messages`."""
+        self._own.sint_users[sint] += 1
         try:
             await self._enable(sint)
             yield _Iterator(lambda: self._next(self._take_message, sint))
@@ -82,6 +87,7 @@ class LocalGuestSynic:
     @asynccontextmanager
     async def events(self, sint: int) -> AsyncIterator[AsyncIterator[set[int]]]:
         """See `GuestSynic.events`."""
+        self._own.sint_users[sint] += 1
         try:
             await self._enable(sint)
             yield _Iterator(lambda: self._next(self._take_flags, sint))
@@ -92,12 +98,16 @@ class LocalGuestSynic:
         """Look, and wait for an interrupt while there is nothing. All iterators of this processor share its interrupts."""
         while True:
             seen = self._own.interrupts
-            while self._own.take_interrupt() is not None:
-                pass
+            self._acknowledge()
             found = await take(sint)
             if found is not None:
                 return found
             await self._own.wait_interrupted(seen)
+
+    def _acknowledge(self) -> None:
+        """Take the interrupts that this driver asked for; other vectors are for other guest code to take."""
+        while (vector := self._own.apic.deliverable()) is not None and vector in _VECTORS:
+            self._own.take_interrupt()
 
     async def _take_message(self, sint: int) -> SynicMessage | None:
         page = PageRegister(await self._processor.read_msr(Msr.SIMP, vtl=self.vtl))
@@ -139,6 +149,9 @@ class LocalGuestSynic:
         await self._processor.write_msr(msr, register.replace(enable=True, gpn=gpn), vtl=self.vtl)
 
     async def _mask(self, sint: int) -> None:
+        self._own.sint_users[sint] -= 1
+        if self._own.sint_users[sint]:
+            return
         with anyio.CancelScope(shield=True):
             await self._change_sint(sint, masked=True)
 

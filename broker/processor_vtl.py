@@ -5,6 +5,7 @@ The thin shell around the pure machines: gives them the time, arms the timer tha
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
 from . import trace as events
@@ -38,6 +39,7 @@ class ProcessorVtl:
         "apic",
         "machine",
         "posts",
+        "sint_users",
         "vtl",
     )
 
@@ -63,6 +65,8 @@ class ProcessorVtl:
         self._is_closed = False
         self._timer: Timer | None = None
         self._armed: int | None = None
+        self.sint_users: Counter[int] = Counter()
+        """How many blocks of guest-side drivers use each SINT."""
         self.apic = LocalApic(self._interrupted)
         self.machine = ProcessorSynic(
             vp_index,

@@ -13,7 +13,7 @@ import structlog
 
 from .errors import GuestFault
 from .processor import VirtualProcessor
-from .synic import RegisteredPort, ports_in_flight
+from .synic import CalledPort, ports_in_flight
 from .turns import Turns
 
 GuestCode = Callable[[VirtualProcessor], Awaitable[object]]
@@ -139,7 +139,7 @@ class ProcessorRun:
             await ports[0].wait_finished()
         self._scope.cancel()
 
-    def _ports_in_flight(self, children: Children | None = None) -> list[RegisteredPort]:
+    def _ports_in_flight(self, children: Children | None = None) -> list[CalledPort]:
         """The ports whose handlers run in exits of the guest code's task, or of tasks that it started."""
         if self._task_id is None:
             return []

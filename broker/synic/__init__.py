@@ -2,7 +2,7 @@
 
 from .backend import Backend, GuestEventTarget, HostSynic, Synic
 from .emulated import EmulatedSynic
-from .handler_calls import ports_in_flight
+from .handler_calls import CalledPort, ports_in_flight
 from .host_posts import HostPosts
 from .monitor import Monitor
 from .offloaded import OffloadedSynic
@@ -13,6 +13,7 @@ from .presets import BACKENDS, find_backend
 __all__ = [
     "BACKENDS",
     "Backend",
+    "CalledPort",
     "DispatchCall",
     "EmulatedSynic",
     "GuestEventTarget",

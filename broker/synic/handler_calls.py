@@ -11,12 +11,18 @@ import gc
 import inspect
 from collections.abc import Callable
 from types import AsyncGeneratorType, CodeType, CoroutineType, FrameType, GeneratorType
-from typing import TYPE_CHECKING, Any, TypeVar
-
-if TYPE_CHECKING:
-    from .port_map import RegisteredPort
+from typing import Any, Protocol, TypeVar
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class CalledPort(Protocol):
+    """A port whose handler is being called."""
+
+    async def wait_finished(self) -> None:
+        """Wait until the next call of its handler finishes."""
+        ...
+
 
 _callers: set[CodeType] = set()
 
@@ -27,7 +33,7 @@ def calls_a_handler(function: Function) -> Function:
     return function
 
 
-def is_called_from_handler_of(port: RegisteredPort) -> bool:
+def is_called_from_handler_of(port: CalledPort) -> bool:
     """Is a call of this port's handler on the current stack?"""
     frame: FrameType | None = inspect.currentframe()
     while frame is not None:
@@ -37,9 +43,9 @@ def is_called_from_handler_of(port: RegisteredPort) -> bool:
     return False
 
 
-def ports_in_flight(code: object) -> list[RegisteredPort]:
+def ports_in_flight(code: object) -> list[CalledPort]:
     """The ports whose handlers a suspended coroutine waits in, outermost first; none while it is running."""
-    ports = []
+    ports: list[CalledPort] = []
     while code is not None:
         if isinstance(code, CoroutineType):
             if code.cr_code in _callers and code.cr_frame is not None:

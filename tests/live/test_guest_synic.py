@@ -311,3 +311,29 @@ async def test_the_registers_are_programmed_in_linux_order() -> None:
     async with Partition(config(trace=trace)) as partition, partition.vp(0).guest_synic().messages(SINT):
         writes = [event.msr for event in events if isinstance(event, Write)]
     assert writes == [Msr.SIMP, Msr.SIEFP, Msr.sint(SINT), Msr.SCONTROL]
+
+
+async def test_a_sint_is_masked_when_the_last_block_that_uses_it_is_left() -> None:
+    async with Partition(config()) as partition:
+        vp = partition.vp(0)
+        async with vp.guest_synic().events(SINT):
+            async with vp.guest_synic().messages(SINT):
+                pass
+            assert not await vp.read_msr(Msr.sint(SINT)) & MASKED
+        assert await vp.read_msr(Msr.sint(SINT)) & MASKED
+
+
+async def test_interrupts_that_other_guest_code_asked_for_are_left_to_it() -> None:
+    """A timer in direct mode interrupts with a vector of its own, above those of the driver."""
+    vector = 0xF5
+    async with Partition(config()) as partition:
+        vp = partition.vp(0)
+        port = await partition.synic().new_guest_message_port(Vtl.VTL0, 0, SINT)
+        async with vp.guest_synic().messages(SINT) as messages:
+            await vp.write_msr(Msr.stimer_count(0), 1)
+            await vp.write_msr(Msr.stimer_config(0), 1 | vector << 4 | 1 << 12)
+            await partition.sleep(10)
+            for text in (b"one", b"two"):
+                await port.post_message(1, text)
+                assert (await anext(messages)).payload == text
+            assert await vp.wait_for_interrupt() == vector
