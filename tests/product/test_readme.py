@@ -1,0 +1,63 @@
+"""What README.md says holds: its commands, its example, its counts."""
+
+from __future__ import annotations
+
+import re
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from ..conformance.items import NOT_APPLICABLE, TOTAL
+from .support import ROOT, run, vmbus
+
+README = (ROOT / "README.md").read_text()
+
+
+def command(mark: str) -> str:
+    (found,) = re.findall(rf"<!-- {mark} -->\n```sh\n(.+)\n```", README)
+    return str(found)
+
+
+def test_it_stays_under_300_lines() -> None:
+    assert len(README.splitlines()) < 300
+
+
+def test_its_two_commands_need_nothing_but_python_and_end_in_the_main_job_and_in_the_tests() -> None:
+    assert command("run").startswith("python3 -m venv .venv && .venv/bin/pip install . && ")
+    assert command("run").endswith(".venv/bin/vmbus demo")
+    assert command("test").startswith("python3 -m venv .venv && .venv/bin/pip install -e '.[test]' && ")
+    assert ".venv/bin/pytest" in command("test")
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_its_example_prints_what_its_comments_say(tmp_path: Path, backend: str) -> None:
+    (example,) = re.findall(r"```python\n(.+?)```", README, re.DOTALL)
+    promised = re.findall(r"print\(.+?\) +# (.+)", example)
+    script = tmp_path / "example.py"
+    script.write_text(
+        "import anyio\nfrom broker import Partition, PartitionConfig, receive_messages\n\n"
+        f"async def main():\n{textwrap.indent(example, '    ')}\n\nanyio.run(main, backend={backend!r})\n"
+    )
+    result = run(sys.executable, "-W", "error", script)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines() == promised
+    assert promised
+
+
+def test_its_count_of_conformance_items_is_the_count() -> None:
+    covered = TOTAL - len(NOT_APPLICABLE)
+    assert f"covered {covered}, not applicable {len(NOT_APPLICABLE)}, total {TOTAL}" in README
+
+
+def test_every_command_it_lists_exists() -> None:
+    listed = set(re.findall(r"^\| `vmbus (\w+)", README, re.MULTILINE))
+    assert listed == {"demo", "replay", "backends"}
+    assert all(vmbus(name, "--help").returncode == 0 for name in listed)
+
+
+def test_every_file_it_links_to_is_there() -> None:
+    links = re.findall(r"\]\(([^)#:]+)\)", README)
+    assert links
+    assert all((ROOT / link).exists() for link in links)
