@@ -24,7 +24,7 @@ from .access import SynicPortAccess
 from .clock import Clock, VirtualClock
 from .core import HypercallPage, ProcessorSynic
 from .errors import ConfigurationError, HostError, PartitionClosed, SynicUnsupported, UnknownProcessor
-from .hvdef import ALL_PRIVILEGES, OPENVMM, Profile, Vtl
+from .hvdef import ALL_PRIVILEGES, OPENVMM, PAGE_SIZE, Profile, Vtl
 from .memory import GuestMemory
 from .processor import VirtualProcessor
 from .runs import GuestCode, ProcessorRun, child_tasks
@@ -300,8 +300,8 @@ def _check(config: PartitionConfig) -> None:
     ):
         if value < 1:
             raise ConfigurationError(f"{name} is {value}; it has to be at least 1")
-    if config.memory is None and (config.memory_size <= 0 or config.memory_size % 4096):
-        raise ConfigurationError(f"memory_size is {config.memory_size}; it has to be a positive multiple of 4096")
+    if config.memory is None and (config.memory_size <= 0 or config.memory_size % PAGE_SIZE):
+        raise ConfigurationError(f"memory_size is {config.memory_size}; it has to be a positive multiple of {PAGE_SIZE}")
     if Vtl.VTL0 not in config.vtls:
         raise ConfigurationError("vtls has to name VTL 0")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..access import MonitorPageGpas
 from ..core import MonitorPage
 from ..hvdef import Vtl
+from ..hvdef.registers import PAGE_SHIFT
 from ..memory import GuestMemory
 
 
@@ -27,6 +28,6 @@ class Monitor:
             return None
         if self._own_gpn is None:
             self._own_gpn = self._memory.add_page()
-        pages = MonitorPageGpas(parent_to_child=0, child_to_parent=self._own_gpn << 12)
+        pages = MonitorPageGpas(parent_to_child=0, child_to_parent=self._own_gpn << PAGE_SHIFT)
         await self.set_monitor_page(vtl, pages)
         return pages

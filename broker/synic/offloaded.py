@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import anyio.abc
 
-from ..hvdef import HvStatus
+from ..hvdef import HvStatus, Vtl
 from ..interrupt import EVENTFD_FLAGS, Interrupt, drain_eventfd, signal_eventfd
 from ..trace import NO_CONTEXT, Context, Trace
 from .backend import Backend, GuestEventTarget, HostEventPort, HostSynic
@@ -53,7 +53,7 @@ class OffloadedSynic(EmulatedSynic):
 
     def new_guest_event(self, target: GuestEventTarget) -> Interrupt:
         """Backed by an eventfd, where the backend has those for this VTL, else by a function."""
-        if self.backend.guest_events == "function" or target.vtl == 2:
+        if self.backend.guest_events == "function" or target.vtl == Vtl.VTL2:
             return super().new_guest_event(target)
         event = _GuestEvent(target, os.eventfd(0, EVENTFD_FLAGS))
         self._guest_events.add(event)
