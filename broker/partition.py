@@ -301,7 +301,9 @@ def _check(config: PartitionConfig) -> None:
         if value < 1:
             raise ConfigurationError(f"{name} is {value}; it has to be at least 1")
     if config.memory is None and (config.memory_size <= 0 or config.memory_size % PAGE_SIZE):
-        raise ConfigurationError(f"memory_size is {config.memory_size}; it has to be a positive multiple of {PAGE_SIZE}")
+        raise ConfigurationError(
+            f"memory_size is {config.memory_size}; it has to be a positive multiple of {PAGE_SIZE}"
+        )
     if Vtl.VTL0 not in config.vtls:
         raise ConfigurationError("vtls has to name VTL 0")
 

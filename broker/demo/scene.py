@@ -57,6 +57,8 @@ class Step(msgspec.Struct, frozen=True):
     number: int
     title: str
     events: list[AnyEvent]
+    host: str
+    """What the host's own task did, in words; empty when it did nothing."""
     mailbox: int
     """Messages that wait in the mailbox of two buffers."""
     processors: list[SlotPicture]
@@ -79,11 +81,10 @@ async def play(profile: Profile, backend: str, seed: int, trace: Trace) -> list[
         ):
             scene = _Scene(partition, access, mailbox, flags.receive)
             for title, act in scene.acts():
-                await act()
+                host = await act()
                 await partition.settled()
-                steps.append(
-                    Step(len(steps) + 1, title, events.copy(), len(mailbox), [scene.picture(0), scene.picture(1)])
-                )
+                pictures = [scene.picture(0), scene.picture(1)]
+                steps.append(Step(len(steps) + 1, title, events.copy(), host or "", len(mailbox), pictures))
                 events.clear()
     return steps
 
@@ -101,8 +102,8 @@ class _Scene:
         self._mailbox = mailbox
         self._take_flags = take_flags
 
-    def acts(self) -> list[tuple[str, Callable[[], Awaitable[None]]]]:
-        """The scene, act by act."""
+    def acts(self) -> list[tuple[str, Callable[[], Awaitable[str | None]]]]:
+        """The scene, act by act; an act returns what the host did, if anything."""
         return [
             ("The guest switches its SynIC on", self._switch_on),
             ("A post is accepted", lambda: self._run(0, _post(MAILBOX, b"hello"))),
@@ -154,9 +155,10 @@ class _Scene:
         for run in runs:
             await run.wait()
 
-    async def _empty_mailbox(self) -> None:
-        await self._mailbox.receive_batch()
+    async def _empty_mailbox(self) -> str:
+        batch = await self._mailbox.receive_batch()
         await self._run(1, _post(MAILBOX, b"again"))
+        return f"the host took {len(batch)} messages at once"
 
     async def _host_posts_three(self) -> None:
         port = await self._access.new_guest_message_port(Vtl.VTL0, 0, SINT)
@@ -170,14 +172,15 @@ class _Scene:
         port.try_post_message(1, b"is anybody in?")
         port.close()
 
-    async def _signal_host(self) -> None:
+    async def _signal_host(self) -> str:
         async def signal(vp: VirtualProcessor) -> None:
             for flag in (0, 7, 7):
                 await vp.signal_event(EVENTS, flag)
 
         await self._run(1, signal)
         await self._partition.settled()
-        await self._take_flags()
+        flags = await self._take_flags()
+        return f"the host was woken once, with flags {{{', '.join(map(str, sorted(flags)))}}}"
 
     async def _signal_guest(self) -> None:
         port = await self._access.new_guest_event_port(EVENTS, Vtl.VTL0, 1, SINT, 5)

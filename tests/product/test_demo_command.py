@@ -67,6 +67,8 @@ def test_the_text_names_statuses_slots_and_flags() -> None:
         "dropped and counted: masked",
         "message-pending]  queue ■■",
         "flags {5}",
+        "the host took 2 messages at once",
+        "the host was woken once, with flags {0, 7}",
     ):
         assert words in text
     assert "INVALID_PORT_ID (0x11)" in vmbus("demo", "--profile", "tlfs").stdout
