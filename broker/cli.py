@@ -218,9 +218,8 @@ def _print_scene(steps: list[Step], settings: str) -> None:
     mailbox = 0
     for step in steps:
         console.print(Text(f"\n{step.number:2}  {step.title}", style="bold cyan"))
-        told = textwrap.fill(
-            tell(step.events) + ".", console.width - 1, initial_indent=INDENT, subsequent_indent=INDENT
-        )
+        story = "; ".join(filter(None, (tell(step.events), step.host)))
+        told = textwrap.fill(f"{story}.", console.width - 1, initial_indent=INDENT, subsequent_indent=INDENT)
         console.print(Text(told))
         for picture in step.processors:
             if picture not in shown:
