@@ -11,9 +11,7 @@ import gc
 import inspect
 from collections.abc import Callable
 from types import AsyncGeneratorType, CodeType, CoroutineType, FrameType, GeneratorType
-from typing import Any, Protocol, TypeVar
-
-Function = TypeVar("Function", bound=Callable[..., Any])
+from typing import Any, Protocol
 
 
 class CalledPort(Protocol):
@@ -27,10 +25,9 @@ class CalledPort(Protocol):
 _callers: set[CodeType] = set()
 
 
-def calls_a_handler(function: Function) -> Function:
-    """Mark a coroutine function that calls the handler of its local `port`."""
-    _callers.add(function.__code__)
-    return function
+def mark_callers(*functions: Callable[..., Any]) -> None:
+    """Mark coroutine functions that call the handler of their local `port`."""
+    _callers.update(inspect.unwrap(function).__code__ for function in functions)
 
 
 def is_called_from_handler_of(port: CalledPort) -> bool:

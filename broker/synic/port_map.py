@@ -19,7 +19,7 @@ from ..errors import CalledFromOwnHandler, ConnectionIdInUse
 from ..hvdef import HvStatus, Vtl
 from ..trace import Trace
 from ..turns import Turns, Wakeup
-from .handler_calls import calls_a_handler, is_called_from_handler_of
+from .handler_calls import is_called_from_handler_of, mark_callers
 
 DispatchCall = Coroutine[Any, Any, HvStatus]
 """A call on its way through the map; while its handler is suspended, its local `port` says whose."""
@@ -151,7 +151,6 @@ class RegisteredPort(PortHandle):
             self._wakeup = self.turns.wakeup(("port", self.connection_id))
         await self._wakeup.wait()
 
-    @calls_a_handler
     async def run_event_handler(self, flag: int) -> HvStatus:
         """Call an event port's handler from outside the dispatcher, as a backend does that signals by eventfd."""
         port = self
@@ -223,7 +222,6 @@ class SynicPortMap:
         self._unknown = 0
         self._wrong_kind = 0
 
-    @calls_a_handler
     async def handle_post_message(self, vtl: int, connection_id: int, secure: bool, message: bytes) -> HvStatus:
         """Route a message to its port and answer with the status of the hypercall.
 
@@ -250,7 +248,6 @@ class SynicPortMap:
                 port._wakeup.notify()
         return status
 
-    @calls_a_handler
     async def handle_signal_event(self, vtl: int, connection_id: int, flag_number: int) -> HvStatus:
         """Route a signal to its port. Statuses as above; SUCCESS once the handler has run. The flag is not checked."""
         port = self._events.get(connection_id)
@@ -336,3 +333,7 @@ class SynicPortMap:
 def _check_connection_id(connection_id: int) -> None:
     if not 0 <= connection_id <= 0xFFFF_FFFF:
         raise ValueError(f"a connection ID is 32 bits, {connection_id:#x} does not fit")
+
+
+# Below the classes and not by decorators: mutation testing passes over functions that are decorated.
+mark_callers(RegisteredPort.run_event_handler, SynicPortMap.handle_post_message, SynicPortMap.handle_signal_event)
