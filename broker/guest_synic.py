@@ -8,13 +8,14 @@ it is left.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Generic, Protocol, TypeVar
 
 import anyio
 
-from .errors import ConfigurationError
+from .errors import ConfigurationError, PartitionClosed
 from .hvdef import (
     EVENT_FLAG_BYTES,
     MESSAGE_SIZE,
@@ -152,7 +153,7 @@ class LocalGuestSynic:
         self._own.sint_users[sint] -= 1
         if self._own.sint_users[sint]:
             return
-        with anyio.CancelScope(shield=True):
+        with anyio.CancelScope(shield=True), contextlib.suppress(PartitionClosed):
             await self._change_sint(sint, masked=True)
 
     async def _change_sint(self, sint: int, **fields: int) -> None:

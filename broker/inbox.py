@@ -97,8 +97,9 @@ class MessageInbox:
         if not self._older:
             if not self._messages:
                 await self._wait_for_message()
-            self._older.extend(self._messages)
-            self._messages = []
+            if not self._older:  # another receiver may have set some apart meanwhile
+                self._older.extend(self._messages)
+                self._messages = []
         if self._trace is not None:
             self._trace.work_on(self._contexts.popleft())
         message = self._older.popleft()
@@ -142,7 +143,7 @@ class MessageInbox:
         self._limit = 0 if self._trace is not None else self._depth - len(self._older)
 
     async def _wait_for_message(self) -> None:
-        while not self._messages:
+        while not self._messages and not self._older:
             if self._handle is None or self._wakeup is None:
                 raise PortClosed("this inbox is closed; receive within its block")
             await self._wakeup.wait()
@@ -231,7 +232,7 @@ async def serve_messages(
 ) -> AsyncIterator[None]:
     """Call `handler(message)` for each message, in order, from a task of this block; its exception ends the block."""
     async with receive_messages(access, connection_id, depth, minimum_vtl=minimum_vtl) as inbox:
-        errors: list[Exception] = []
+        errors: list[BaseException] = []
         async with anyio.create_task_group() as group:
             begin = inbox.expect_worker(connection_id)
             group.start_soon(_serve, begin, inbox, handler, errors, group.cancel_scope)
@@ -249,14 +250,16 @@ async def _serve(
     begin: Callable[[], Awaitable[None]],
     inbox: MessageInbox,
     handler: Callable[[Message], Awaitable[None]],
-    errors: list[Exception],
+    errors: list[BaseException],
     scope: anyio.CancelScope,
 ) -> None:
     try:
         await begin()
         async for message in inbox:
             await handler(message)
-    except Exception as error:
+    except (KeyboardInterrupt, SystemExit, GeneratorExit, anyio.get_cancelled_exc_class()):
+        raise
+    except BaseException as error:
         errors.append(error)
         scope.cancel()
 

@@ -73,7 +73,7 @@ class Interrupt:
             signal_eventfd(self._shared.fd)
 
     def event(self) -> int | None:
-        """The eventfd behind it, always the same one; None when a function is behind it."""
+        """The eventfd behind it, always the same one; None when a function is behind it, and after `disconnect`."""
         return None if self._shared is None else self._shared.get()
 
     def clone(self) -> Interrupt:
@@ -93,13 +93,21 @@ class Interrupt:
             yield own
             return
         fd = os.eventfd(0, EVENTFD_FLAGS)
+        errors: list[Exception] = []
         try:
             async with anyio.create_task_group() as group:
                 group.start_soon(self._forward, fd)
-                yield fd
+                try:
+                    yield fd
+                except Exception as error:  # not from within the group, which would wrap it
+                    errors.append(error)
                 group.cancel_scope.cancel()
+            if drain_eventfd(fd):  # the last signal is never lost
+                self.deliver()
         finally:
             os.close(fd)
+        if errors:
+            raise errors[0]
 
     async def _forward(self, fd: int) -> None:
         while True:
@@ -111,18 +119,22 @@ class Interrupt:
 class _SharedEvent:
     """An eventfd that clones share; one that is ours is closed with the last of them at the latest."""
 
-    __slots__ = ("_close", "fd")
+    __slots__ = ("_close", "_is_closed", "fd")
 
     def __init__(self, fd: int, close: Callable[[int], None] | None) -> None:
         self.fd = fd
         self._close = close
+        self._is_closed = False
 
-    def get(self) -> int:
+    def get(self) -> int | None:
+        if self._is_closed:
+            return None
         if self.fd < 0:
             self.fd = os.eventfd(0, EVENTFD_FLAGS)
         return self.fd
 
     def close(self) -> None:
+        self._is_closed = True
         if self.fd >= 0 and self._close is not None:
             fd, self.fd = self.fd, -1
             self._close(fd)

@@ -5,7 +5,7 @@
         run = partition.start(0, guest)
 
 Consumers get `synic()`, guests their processor. All objects belong to one event loop. Leaving the block stops the
-processors (a handler in flight finishes), closes every port and ends every wait.
+processors (a handler in flight finishes), closes every port and ends every wait; an exception that leaves it cancels.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ class PartitionConfig(msgspec.Struct, frozen=True, kw_only=True):
     message_queue_depth: int = 16
     """Messages that may wait for one SINT of one processor and VTL."""
     seed: int | None = None
-    """Take turns, one task at a time, in an order drawn from this seed; None leaves it to the event loop."""
+    """Take turns, one task at a time, in an order drawn from this seed; None leaves it to the event loop. Processors and
+    `serve_messages` have their places by themselves; tasks of your own that start together call `take_turn` first."""
     virtual_time: bool = False
     """Time stands still while anybody can go on, then jumps to the next timer. Takes turns (seed 0 where none is given)."""
     trace: Trace | None = None
@@ -102,11 +103,15 @@ class Partition(anyio.AsyncContextManagerMixin):
         self.turns: Turns
         self.synic_backend: EmulatedSynic
         self._is_open = False
+        self._was_opened = False
         self._runs: dict[int, ProcessorRun] = {}
         self._reflection: Reflection | None = None
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncIterator[Self]:
+        if self._was_opened:
+            raise HostError("a partition is used once; make a new one for the next block")
+        self._was_opened = True
         errors: list[BaseException] = []
         self.memory = self.config.memory or GuestMemory(self.config.memory_size)
         try:
@@ -114,7 +119,7 @@ class Partition(anyio.AsyncContextManagerMixin):
                 try:
                     self._open(group)
                     yield self
-                    await self._stop_processors()
+                    await self._stop_processors(self._end_waits)
                 except anyio.get_cancelled_exc_class():
                     raise
                 except BaseException as error:  # not from within the group, which would wrap it
@@ -148,11 +153,18 @@ class Partition(anyio.AsyncContextManagerMixin):
         group.start_soon(self.turns.run, name="turns")
 
     def _close(self) -> None:
+        self._end_waits()
         self._is_open = False
-        self.turns.close()
         self.synic_backend.close()
         for processor in self._processors:
             processor.close()
+
+    def _end_waits(self) -> None:
+        """The partition is ending: no wait of a host's task or a handler may keep it from that."""
+        self.turns.close()
+        self.synic_backend.end_waits()
+        for processor in self._processors:
+            processor.end_posts()
 
     # what is handed out
 
@@ -187,7 +199,12 @@ class Partition(anyio.AsyncContextManagerMixin):
     async def reset(self) -> None:
         """Stop the processors and set the SynIC back to its first state. Ports stay registered; `wait_reset` returns."""
         self._check_open()
-        await self._stop_processors()
+        task = anyio.get_current_task().id
+        if any(run.is_task(task) for run in self._runs.values()):
+            raise HostError(
+                "guest code, or a handler in its exit, cannot reset its own partition; do it from another task"
+            )
+        await self._stop_processors(self._reset_waits)
         self.hypercall_page = HypercallPage()
         if self.trace is not None:
             self.trace.emit(Reset, cause=0, flow=0)
@@ -225,7 +242,7 @@ class Partition(anyio.AsyncContextManagerMixin):
         _check_shape(self, state)
         if state.random is not None:
             self.turns.restore(state.random)
-        self.clock.set(state.now)
+        self.turns.set_clock(state.now)
         self.hypercall_page.restore(state.hypercall_page)
         for processor, processor_state in zip(self._processors, state.processors, strict=True):
             processor.restore(processor_state, state.now)
@@ -238,6 +255,14 @@ class Partition(anyio.AsyncContextManagerMixin):
     async def sleep(self, ticks: int) -> None:
         """Wait for this many ticks of 100 ns of the reference counter."""
         await self.turns.sleep_until(self.clock.now() + ticks, ("sleep", 0))
+
+    async def take_turn(self, number: int) -> None:
+        """With a seed: take a place in the order under this number, and go on when chosen.
+
+        Tasks that a task group starts at once arrive in an order that the event loop chooses; each gives its own number
+        here first, and the seed decides from then on. Without a seed it lets others go on once.
+        """
+        await self.turns.expect(("task", number))()
 
     async def settled(self) -> None:
         """Wait until nobody can go on without time passing or an input from outside."""
@@ -275,15 +300,21 @@ class Partition(anyio.AsyncContextManagerMixin):
     def _processor(self, vp_index: int) -> VirtualProcessor | None:
         return self._processors[vp_index] if 0 <= vp_index < len(self._processors) else None
 
-    async def _stop_processors(self) -> None:
+    def _reset_waits(self) -> None:
+        """The partition is being reset: what waits for it to be, or to post into it, goes on."""
+        self.synic_backend.reset()
+        for processor in self._processors:
+            processor.drop_waiting_posts()
+
+    async def _stop_processors(self, wake: Callable[[], None]) -> None:
+        """Stop all runs; a handler in flight finishes, and `wake` sees to it that it does not wait for this very stop."""
         runs = [self._runs[index] for index in sorted(self._runs) if not self._runs[index].is_over]
         children = child_tasks() if runs else {}
         for run in runs:
-            if self.turns.one_at_a_time:
-                run.stop()
+            run.stop(None if self.turns.one_at_a_time else children)
+            if self.turns.one_at_a_time and not run.waits_for_handlers:
                 await run.wait_over()
-            else:
-                run.stop(children)
+        wake()
         for run in runs:
             await run.wait_over()
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from . import trace as events
 from .core import LocalApic, ProcessorSynic
 from .direct import DirectCalls
-from .errors import GuestFault, MemoryAccessError, SynicUnsupported
+from .errors import GuestFault, MemoryAccessError, PartitionClosed, SynicUnsupported
 from .guest_synic import LocalGuestSynic
 from .hvdef import HYPERVISOR_MESSAGE, MAX_PAYLOAD, HvStatus, Vtl
 from .hypercall import Hypercalls
@@ -34,6 +34,7 @@ class VirtualProcessor:
     __slots__ = (
         "_credit",
         "_hypercalls",
+        "_is_closed",
         "_is_plain",
         "_needs_care",
         "_parts",
@@ -52,6 +53,7 @@ class VirtualProcessor:
         self.index = index
         self.stop_requested: Callable[[], None] | None = None
         """Called at every exit while a run is being stopped; it cancels the run unless a handler is in its way."""
+        self._is_closed = False
         self._parts = parts
         self._port_map = parts.port_map
         self._signals = parts.synic_backend
@@ -226,8 +228,20 @@ class VirtualProcessor:
         for own in self._vtls.values():
             own.reset()
 
+    def drop_waiting_posts(self) -> None:
+        """The partition is being reset: posts that wait for room are dropped, as queued ones will be."""
+        for own in self._vtls.values():
+            own.posts.reset()
+
+    def end_posts(self) -> None:
+        """The partition is ending: posts that wait for room get `PortClosed`."""
+        for own in self._vtls.values():
+            own.posts.close()
+
     def close(self) -> None:
-        """The partition ends: no more timers; whoever waits to post is let go."""
+        """The partition has ended: no more timers, waits or exits."""
+        self._is_closed = True
+        self.slow_down()
         for own in self._vtls.values():
             own.close()
 
@@ -238,7 +252,7 @@ class VirtualProcessor:
 
     def restore(self, state: ProcessorState, now: int) -> None:
         """Take over what `save` returned; call `restored` when all processors have theirs."""
-        self._credit, self._reserve = 0, state.exits_left
+        self._credit, self._reserve = 0, min(state.exits_left, self._quantum)
         for own, of_vtl in zip(self._vtls.values(), state.vtls, strict=True):
             own.restore(of_vtl, now)
 
@@ -272,6 +286,8 @@ class VirtualProcessor:
         if self.stop_requested is not None:
             self.stop_requested()
             await self._pause()
+        if self._is_closed:
+            raise PartitionClosed("the partition has ended; its processors do nothing any more")
         if self._reserve <= 0:
             self._reserve = self._quantum
             await self._pause()

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
+import structlog
+
 from . import trace as events
 from .core import LocalApic, ProcessorSynic, QueuedMessage
 from .errors import PartitionClosed
@@ -16,6 +18,8 @@ from .parts import VtlParts
 from .state import VtlState
 from .synic import HostPosts, HostSynic
 from .turns import Timer
+
+_log = structlog.get_logger("broker")
 
 
 class ProcessorVtl:
@@ -144,9 +148,9 @@ class ProcessorVtl:
 
     def restore(self, state: VtlState, now: int) -> None:
         """Take over what `save` returned; call `restored` when all processors have theirs."""
-        self.posts.reset()
         self.apic.restore(tuple(int(value, 16) for value in state.interrupts))
         self.machine.restore(state.synic, now)
+        self.posts.reset()
 
     def restored(self) -> None:
         """Deliver what waited in the saved state, arm the timer, tell who waits for an interrupt."""
@@ -163,9 +167,14 @@ class ProcessorVtl:
         self.posts.fill(sint)
 
     def _to_host(self, host: HostSynic) -> Callable[[int, QueuedMessage], None]:
-        return lambda sint, message: host.post_message(
-            self.vtl, self._vp_index, sint, message.message_type, message.payload
-        )
+        def post(sint: int, message: QueuedMessage) -> None:
+            try:
+                host.post_message(self.vtl, self._vp_index, sint, message.message_type, message.payload)
+            except Exception as error:
+                _log.error("host_synic_failed", vp=self._vp_index, sint=sint, exc_info=error)
+                self.machine.drop(sint, message, "the host's SynIC failed")
+
+        return post
 
     def _after_scan(self, now: int) -> None:
         self._is_waiting = self.machine.has_work(now)

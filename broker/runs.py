@@ -13,7 +13,7 @@ import structlog
 
 from .errors import GuestFault
 from .processor import VirtualProcessor
-from .synic import CalledPort, ports_in_flight
+from .synic import CalledPort, ports_in_flight, ports_on_the_stack
 from .turns import Turns
 
 GuestCode = Callable[[VirtualProcessor], Awaitable[object]]
@@ -46,7 +46,7 @@ class ProcessorRun:
 
     def __init__(self, processor: VirtualProcessor, guest: GuestCode, turns: Turns, group: anyio.abc.TaskGroup) -> None:
         self.processor = processor
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         """What the guest code raised, unless that is a guest fault."""
         self._error_was_seen = False
         self._guest = guest
@@ -66,7 +66,7 @@ class ProcessorRun:
         """True once the guest code has ended."""
         return self._end is not None or self.error is not None
 
-    def unseen_error(self) -> Exception | None:
+    def unseen_error(self) -> BaseException | None:
         """What the guest code raised and no `wait` has passed on yet."""
         return None if self._error_was_seen else self.error
 
@@ -87,6 +87,15 @@ class ProcessorRun:
         """Wait until the guest code has ended, however."""
         while not self.is_over:
             await self._ended.wait()
+
+    @property
+    def waits_for_handlers(self) -> bool:
+        """True while a stop waits for handlers to finish."""
+        return self._stopping and not self.is_over and not self._scope.cancel_called
+
+    def is_task(self, task_id: int) -> bool:
+        """Is this the task that runs the guest code?"""
+        return self._task_id == task_id
 
     def stop(self, children: Children | None = None) -> None:
         """End the run at its next exit or wait. Handlers that run in its exits finish first. Idempotent.
@@ -112,7 +121,9 @@ class ProcessorRun:
                 self._task_id = anyio.get_current_task().id
                 self._code = self._guest(self.processor)
                 end = RunEnd("finished", await self._code)
-        except Exception as error:
+        except (KeyboardInterrupt, SystemExit, GeneratorExit, anyio.get_cancelled_exc_class()):
+            raise
+        except BaseException as error:
             fault = _only_fault(error)
             if fault is not None:
                 end = RunEnd("faulted", fault=fault)
@@ -130,8 +141,7 @@ class ProcessorRun:
 
     def _stop_at_exit(self) -> None:
         """An exit while stopping: the run's own ends it, another task's leaves the handlers in flight alone."""
-        is_own = isinstance(self._code, CoroutineType) and self._code.cr_running
-        if is_own or not self._ports_in_flight():
+        if not self._ports_in_flight():
             self._scope.cancel()
 
     async def _stop_after_handlers(self) -> None:
@@ -144,7 +154,8 @@ class ProcessorRun:
         if self._task_id is None:
             return []
         children = child_tasks() if children is None else children
-        ports = ports_in_flight(self._code)
+        is_running = isinstance(self._code, CoroutineType) and self._code.cr_running
+        ports = ports_on_the_stack() if is_running else ports_in_flight(self._code)
         family = list(children.get(self._task_id, ()))
         while family:
             task = family.pop()
@@ -153,8 +164,8 @@ class ProcessorRun:
         return ports
 
 
-def _only_fault(error: Exception) -> GuestFault | None:
+def _only_fault(error: BaseException) -> GuestFault | None:
     """The guest fault that this is, or that a task group of the guest code wrapped; None for anything else."""
-    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error if isinstance(error, GuestFault) else None

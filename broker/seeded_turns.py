@@ -179,6 +179,8 @@ class SeededTurns(Turns):
             while True:
                 await self._settle()
                 self._take_inputs()
+                if not self._virtual:
+                    self._fire_due()
                 if self._ready:
                     candidates = sorted(self._ready, key=lambda waiter: (waiter.key, waiter.order))
                     self._grant(self._ready, candidates[self.random.randrange(len(candidates))])

@@ -89,7 +89,11 @@ def decode(document: bytes) -> PartitionState:
 def _check(state: PartitionState) -> None:
     if not _are_words(state.now, *state.hypercall_page):
         raise DamagedDocument("the saved state's reference counter or hypercall page is not 64 bits")
+    if state.now >> 63:
+        raise DamagedDocument("the saved state's reference counter is out of its range")
     for processor in state.processors:
+        if processor.exits_left < 0:
+            raise DamagedDocument(f"the saved state of processor {processor.index} contradicts itself")
         for of_vtl in processor.vtls:
             if not (_are_interrupts(of_vtl.interrupts) and _fits(of_vtl.synic, state)):
                 raise DamagedDocument(f"the saved state of processor {processor.index} contradicts itself")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 import math
 import os
+import select
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
@@ -123,6 +124,9 @@ class Turns:
 
     async def sleep_until(self, tick: int, key: Key) -> None:
         """Wait until the reference counter reaches `tick`. `PartitionClosed` when the partition ends before."""
+        if tick <= self.clock.now():
+            await self.pause()
+            return
         wakeup = self.wakeup(key)
         timer = self.schedule(tick, key, wakeup.notify)
         self._sleepers.add(wakeup)
@@ -130,10 +134,17 @@ class Turns:
             while self.clock.now() < tick:
                 if self._is_closed:
                     raise PartitionClosed("the partition ended before this wait did")
+                if timer.callback is None:  # it fired, and a restored state has set the clock back since
+                    timer = self.schedule(tick, key, wakeup.notify)
                 await wakeup.wait()
         finally:
             self._sleepers.discard(wakeup)
             timer.cancel()
+
+    def set_clock(self, now: int) -> None:
+        """Go on from another time, as a restored partition does."""
+        self.clock.set(now)
+        self._wake()
 
     def close(self) -> None:
         """The partition ends: whoever sleeps gets `PartitionClosed`."""
@@ -179,6 +190,11 @@ class _LiveWakeup:
 class LiveTurns(Turns):
     """Whoever the event loop runs next is next."""
 
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(clock)
+        self._inputs: set[int] = set()
+        """Descriptors that tasks wait for."""
+
     def wakeup(self, key: Key) -> Wakeup:
         return _LiveWakeup()
 
@@ -187,10 +203,13 @@ class LiveTurns(Turns):
     async def wait_readable(self, fd: int, key: Key) -> bool:
         if fd < 0:
             return False
+        self._inputs.add(fd)
         try:
             await anyio.wait_readable(fd)
         except (anyio.ClosedResourceError, OSError):
             return False
+        finally:
+            self._inputs.discard(fd)
         return True
 
     def close_descriptor(self, fd: int) -> None:
@@ -204,12 +223,26 @@ class LiveTurns(Turns):
         return anyio.lowlevel.checkpoint
 
     async def settled(self) -> None:
-        await anyio.wait_all_tasks_blocked()
+        while True:
+            await anyio.wait_all_tasks_blocked()
+            poll = select.poll()
+            for fd in self._inputs:
+                poll.register(fd, select.POLLIN)
+            if not poll.poll(0):
+                return
+            await anyio.lowlevel.checkpoint()  # a task is blocked, and what it waits for is there already
 
     async def run(self) -> None:
         while True:
-            while (tick := self._next_tick()) is not None and tick <= self.clock.now():
+            now = self.clock.now()
+            fired = 0
+            while (tick := self._next_tick()) is not None and tick <= now:
                 timer = heapq.heappop(self._timers)
-                if timer.callback is not None:
-                    timer.callback()
-            await self._wait_changed(tick)
+                callback, timer.callback = timer.callback, None
+                if callback is not None:
+                    callback()
+                    fired += 1
+            if fired:  # a timer of almost no period is due again by now; others have their turn before
+                await anyio.lowlevel.checkpoint()
+            else:
+                await self._wait_changed(tick)

@@ -2,7 +2,7 @@
 
 from .backend import Backend, GuestEventTarget, HostSynic, Synic
 from .emulated import EmulatedSynic
-from .handler_calls import CalledPort, ports_in_flight
+from .handler_calls import CalledPort, ports_in_flight, ports_on_the_stack
 from .host_posts import HostPosts
 from .monitor import Monitor
 from .offloaded import OffloadedSynic
@@ -29,4 +29,5 @@ __all__ = [
     "SynicPorts",
     "find_backend",
     "ports_in_flight",
+    "ports_on_the_stack",
 ]

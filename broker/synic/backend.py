@@ -108,6 +108,10 @@ class Synic(Protocol):
         """What signals this target; it looks at the target anew at each delivery."""
         ...
 
+    def check_open(self) -> None:
+        """`PartitionClosed` once the partition ends."""
+        ...
+
     async def wait_reset(self) -> None:
         """Return when the partition is reset, gets new memory, or ends."""
         ...

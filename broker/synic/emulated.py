@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import structlog
+
 from ..core import QueuedMessage, Signaled
 from ..errors import PartitionClosed
 from ..hvdef import Vtl
@@ -14,6 +16,8 @@ from .backend import Backend, GuestEventTarget, HostEventPort, HostSynic, Signal
 from .host_posts import HostPosts, WaitingPost
 from .monitor import Monitor
 from .port_map import RegisteredPort, SynicPortMap
+
+_log = structlog.get_logger("broker")
 
 
 class EmulatedSynic:
@@ -70,11 +74,16 @@ class EmulatedSynic:
         if posts is None:
             return
         if posts.machine.signal_event(target.sint, target.flag) is Signaled.PROXIED and self._host is not None:
-            self._host.signal_event(target.vtl, target.vp, target.sint, target.flag)
+            try:
+                self._host.signal_event(target.vtl, target.vp, target.sint, target.flag)
+            except Exception as error:
+                _log.error("host_synic_failed", vp=target.vp, sint=target.sint, exc_info=error)
 
     async def wait_reset(self) -> None:
         """Return when the partition is reset, gets new memory, or ends."""
         generation = self._generation
+        if not self._is_open:
+            await self.port_map.turns.pause()  # a consumer that does not look why it returned must not spin
         while self._is_open and self._generation == generation:
             await self._changed.wait()
 
@@ -83,15 +92,23 @@ class EmulatedSynic:
         self._generation += 1
         self._changed.notify()
 
-    def close(self) -> None:
-        """The partition ends: ports close, posts raise `PartitionClosed`, signals do nothing."""
+    def end_waits(self) -> None:
+        """The partition is ending: registrations and posts raise `PartitionClosed`, signals do nothing."""
         self._is_open = False
-        self.port_map.close()
         self._changed.notify()
 
-    def _posts(self, vtl: Vtl, vp: int, sint: int, message: QueuedMessage) -> HostPosts | None:
+    def close(self) -> None:
+        """The partition has ended: ports close."""
+        self.end_waits()
+        self.port_map.close()
+
+    def check_open(self) -> None:
+        """`PartitionClosed` once the partition ends."""
         if not self._is_open:
-            raise PartitionClosed("the partition has ended; its guests cannot be posted to any more")
+            raise PartitionClosed("the partition has ended; register and post while its block runs")
+
+    def _posts(self, vtl: Vtl, vp: int, sint: int, message: QueuedMessage) -> HostPosts | None:
+        self.check_open()
         posts = self._locate(vp, vtl)
         if posts is None:
             self.undeliverable += 1

@@ -30,14 +30,15 @@ def mark_callers(*functions: Callable[..., Any]) -> None:
     _callers.update(inspect.unwrap(function).__code__ for function in functions)
 
 
-def is_called_from_handler_of(port: CalledPort) -> bool:
-    """Is a call of this port's handler on the current stack?"""
+def ports_on_the_stack() -> list[CalledPort]:
+    """The ports whose handlers the caller runs in, innermost first."""
+    ports: list[CalledPort] = []
     frame: FrameType | None = inspect.currentframe()
     while frame is not None:
-        if frame.f_code in _callers and frame.f_locals.get("port") is port:
-            return True
+        if frame.f_code in _callers:
+            ports.append(frame.f_locals["port"])
         frame = frame.f_back
-    return False
+    return ports
 
 
 def ports_in_flight(code: object) -> list[CalledPort]:

@@ -9,6 +9,9 @@ from ..core import ProcessorSynic, QueuedMessage
 from ..errors import PortClosed
 from ..turns import Turns, Wakeup
 
+POSTS_PER_TURN = 32
+"""Posts that found room, after which the poster lets others have their turn."""
+
 
 class WaitingPost:
     """A message that waits for room in a queue."""
@@ -47,6 +50,7 @@ class HostPosts:
         self._key = ("post", vp_index)
         self._turns = turns
         self._rescan = rescan
+        self._unpaused = 0
         self._waiting: defaultdict[int, deque[WaitingPost]] = defaultdict(deque)
 
     def try_post(self, sint: int, message: QueuedMessage) -> bool:
@@ -60,6 +64,10 @@ class HostPosts:
     async def post(self, sint: int, message: QueuedMessage, owned: set[WaitingPost]) -> None:
         """Queue it as soon as there is room; `owned` holds it meanwhile, so that its owner may let it fail."""
         if self.try_post(sint, message):
+            self._unpaused += 1
+            if self._unpaused >= POSTS_PER_TURN:  # a guest that drops everything must not keep the host's loop busy
+                self._unpaused = 0
+                await self._turns.pause()
             return
         waiting = WaitingPost(message, self._turns.wakeup(self._key))
         queue = self._waiting[sint]

@@ -19,7 +19,7 @@ from ..errors import CalledFromOwnHandler, ConnectionIdInUse
 from ..hvdef import HvStatus, Vtl
 from ..trace import Trace
 from ..turns import Turns, Wakeup
-from .handler_calls import is_called_from_handler_of, mark_callers
+from .handler_calls import mark_callers, ports_on_the_stack
 
 DispatchCall = Coroutine[Any, Any, HvStatus]
 """A call on its way through the map; while its handler is suspended, its local `port` says whose."""
@@ -140,7 +140,7 @@ class RegisteredPort(PortHandle):
         self.close()
         if self._started == self._finished:
             return
-        if is_called_from_handler_of(self):
+        if any(port is self for port in ports_on_the_stack()):
             raise CalledFromOwnHandler(self.connection_id)
         while self._started != self._finished:
             await self.wait_finished()
@@ -267,12 +267,12 @@ class SynicPortMap:
     def new_message_port(self, connection_id: int, minimum_vtl: Vtl, port: MessagePort) -> RegisteredPort:
         """An entry for a message port, not inserted yet. `ValueError` for an ID of more than 32 bits."""
         _check_connection_id(connection_id)
-        return RegisteredPort(self, connection_id, int(minimum_vtl), port.handle_message, False)
+        return RegisteredPort(self, connection_id, int(Vtl(minimum_vtl)), port.handle_message, False)
 
     def new_event_port(self, connection_id: int, minimum_vtl: Vtl, port: EventPort) -> RegisteredPort:
         """An entry for an event port, not inserted yet. `ValueError` for an ID of more than 32 bits."""
         _check_connection_id(connection_id)
-        return RegisteredPort(self, connection_id, int(minimum_vtl), port.handle_event, True)
+        return RegisteredPort(self, connection_id, int(Vtl(minimum_vtl)), port.handle_event, True)
 
     def insert(self, port: RegisteredPort) -> None:
         """Make the port reachable. `ConnectionIdInUse` when its ID has one already, of whichever kind."""

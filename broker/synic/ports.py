@@ -38,6 +38,7 @@ class SynicPorts:
 
     async def add_message_port(self, connection_id: int, minimum_vtl: Vtl, port: MessagePort) -> PortHandle:
         """See `SynicPortAccess.add_message_port`."""
+        self._synic.check_open()
         port_map = self._synic.port_map
         entry = port_map.new_message_port(connection_id, minimum_vtl, port)
         port_map.insert(entry)
@@ -54,6 +55,7 @@ class SynicPorts:
     ) -> PortHandle:
         """See `SynicPortAccess.add_event_port`. The eventfd is live before the map entry, the monitor comes last."""
         synic = self._synic
+        synic.check_open()
         if os_event is not None:
             check_eventfd(os_event)
         entry = synic.port_map.new_event_port(connection_id, minimum_vtl, port)
@@ -76,7 +78,8 @@ class SynicPorts:
     async def new_guest_message_port(self, vtl: Vtl, vp: int, sint: int) -> GuestMessagePort:
         """See `SynicPortAccess.new_guest_message_port`."""
         _check_sint(sint)
-        return _GuestMessagePort(self._synic, vtl, vp, sint)
+        self._synic.check_open()
+        return _GuestMessagePort(self._synic, Vtl(vtl), vp, sint)
 
     async def new_guest_event_port(
         self, port_id: int, vtl: Vtl, vp: int, sint: int, flag: int, monitor_info: MonitorInfo | None = None
@@ -85,7 +88,8 @@ class SynicPorts:
         _check_sint(sint)
         if not 0 <= flag < EVENT_FLAGS_PER_SINT:
             raise ValueError(f"event flag {flag} does not exist, a SINT has flags 0 to {EVENT_FLAGS_PER_SINT - 1}")
-        return _GuestEventPort(self._synic, GuestEventTarget(vtl, vp, sint, flag))
+        self._synic.check_open()
+        return _GuestEventPort(self._synic, GuestEventTarget(Vtl(vtl), vp, sint, flag))
 
     async def wait_reset(self) -> None:
         """See `SynicPortAccess.wait_reset`."""

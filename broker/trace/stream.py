@@ -92,5 +92,6 @@ class Trace:
         return self._last_id, self._last_flow
 
     def restore(self, counters: tuple[int, int]) -> None:
-        """Go on counting after what `save` returned."""
-        self._last_id, self._last_flow = counters
+        """Go on counting after what `save` returned, and never back: no id is given twice."""
+        self._last_id = max(self._last_id, counters[0])
+        self._last_flow = max(self._last_flow, counters[1])
