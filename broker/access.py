@@ -203,7 +203,7 @@ class SynicPortAccess(Protocol):
         ...
 
     async def new_guest_message_port(self, vtl: Vtl, vp: int, sint: int) -> GuestMessagePort:
-        """A way to post messages. `ValueError` unless 0 <= sint <= 15."""
+        """A way to post messages. `ValueError` unless 0 <= sint <= 15; SINT 0 is the hypervisor's by convention only."""
         ...
 
     async def new_guest_event_port(

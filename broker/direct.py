@@ -31,8 +31,9 @@ class DirectCalls:
     def post(self, vtl: Vtl, call: PostMessageDirectInput) -> HvStatus:
         """HvCallPostMessageDirect.
 
-        INVALID_PARAMETER (VTL, SINT or partition, or a processor other than the caller's), OPERATION_DENIED (caller is
-        not VTL 2), INVALID_SYNIC_STATE (no such VTL, masked, proxied), OBJECT_IN_USE (slot busy).
+        INVALID_PARAMETER (VTL, SINT or partition, a processor other than the caller's, or message type 0, which would
+        leave the slot empty), OPERATION_DENIED (caller is not VTL 2), INVALID_SYNIC_STATE (no such VTL, masked,
+        proxied), OBJECT_IN_USE (slot busy). The slot gets the 256 bytes as they are.
         """
         is_own = call.vp_index in (VP_SELF, self._own_index)
         if call.vtl > Vtl.VTL2 or call.sint >= SINT_COUNT or call.partition_id != PARTITION_SELF or not is_own:
@@ -43,8 +44,10 @@ class DirectCalls:
         if machine is None:
             return HvStatus.INVALID_SYNIC_STATE
         message = SynicMessage.unpack(call.message)
+        if not message.message_type:
+            return HvStatus.INVALID_PARAMETER
         queued = QueuedMessage(message.message_type, message.payload, message.origination_id)
-        return machine.post_if_free(call.sint, queued)
+        return machine.post_if_free(call.sint, queued, slot=call.message)
 
     def signal(self, vtl: Vtl, call: SignalEventDirectInput) -> tuple[HvStatus, bool]:
         """HvCallSignalEventDirect: the status, and whether the flag was newly signalled.
@@ -63,7 +66,7 @@ class DirectCalls:
         if machine is None:
             return HvStatus.INVALID_SYNIC_STATE, False
         outcome = machine.signal_event(call.sint, call.flag_number)
-        is_refused = outcome is Signaled.REFUSED and self._profile.direct_signal_reports_state
+        is_refused = outcome is Signaled.REFUSED and self._profile.delivery.direct_signal_reports_state
         if outcome is Signaled.PROXIED or is_refused:
             return HvStatus.INVALID_SYNIC_STATE, False
         return HvStatus.SUCCESS, outcome is Signaled.NEWLY

@@ -14,7 +14,7 @@ from .core import LocalApic, ProcessorSynic
 from .direct import DirectCalls
 from .errors import GuestFault, MemoryAccessError, PartitionClosed, SynicUnsupported
 from .guest_synic import LocalGuestSynic
-from .hvdef import HYPERVISOR_MESSAGE, MAX_PAYLOAD, HvStatus, Vtl
+from .hvdef import HYPERVISOR_MESSAGE, MAX_PAYLOAD, PAGE_SIZE, HvStatus, Vtl
 from .hypercall import Hypercalls
 from .memory import GuestMemory
 from .parts import PartitionParts
@@ -136,9 +136,10 @@ class VirtualProcessor:
         """
         await self._begin_exit()
         value &= _MASK
-        if not self._registers.write_msr(self._of(vtl), msr, value):
-            raise self._fault(vtl, f"MSR {msr:#010x} does not take {value:#x}")
+        is_written = self._registers.write_msr(self._of(vtl), msr, value)
         self._end_exit()
+        if not is_written:
+            raise self._fault(vtl, f"MSR {msr:#010x} does not take {value:#x}")
 
     async def get_register(self, name: int, *, vtl: Vtl = _VTL0) -> int | HvStatus:
         """A register by its `HvRegister` name; UNKNOWN_REGISTER_NAME for one that does not exist."""
@@ -180,16 +181,12 @@ class VirtualProcessor:
         `GuestFault` (#GP) for addresses outside guest memory.
         """
         await self._begin_exit()
-        monitor = self._parts.monitor
-        signalled = None if monitor is None else monitor.page.check_write(gpa, data)
-        if signalled is None:
-            try:
-                self._parts.memory.write(gpa, data)
-            except MemoryAccessError as error:
-                raise self._fault(_VTL0, str(error)) from error
-        for connection_id in signalled or ():
-            await self._signal(_VTL0, connection_id, 0)
-        self._end_exit()
+        try:
+            await self._store(gpa, data)
+        except MemoryAccessError as error:
+            raise self._fault(_VTL0, str(error)) from error
+        finally:
+            self._end_exit()
 
     # what drivers and the partition ask for
 
@@ -263,6 +260,18 @@ class VirtualProcessor:
 
     # within
 
+    async def _store(self, gpa: int, data: bytes) -> None:
+        monitor, memory = self._parts.monitor, self._parts.memory
+        signalled = None if monitor is None else monitor.page.check_write(gpa, data)
+        if signalled is None:
+            memory.write(gpa, data)
+            return
+        beyond = PAGE_SIZE - gpa % PAGE_SIZE
+        if beyond < len(data):
+            memory.write(gpa + beyond, data[beyond:])
+        for connection_id in signalled:
+            await self._signal(_VTL0, connection_id, 0)
+
     def _of(self, vtl: Vtl) -> ProcessorVtl:
         own = self._vtls.get(vtl)
         if own is None:
@@ -273,6 +282,8 @@ class VirtualProcessor:
         for higher, own in self._vtls.items():
             vina = own.machine.vina
             if higher > vtl and vina.enabled:
+                if vina.auto_reset:
+                    own.machine.registers.vina = vina.replace(enabled=False)
                 own.apic.request(vina.vector, vina.auto_eoi)
 
     def _withdraw_credit(self) -> None:

@@ -56,11 +56,14 @@ class ProcessorRegisters:
         return own.machine.read_register(name) if msr is None else self.read_msr(own, msr)
 
     def set(self, own: ProcessorVtl, name: int, value: int) -> HvStatus:
-        """Write a register by its name; INVALID_PARAMETER for a read-only one."""
+        """Write a register by its name; INVALID_PARAMETER for a read-only or a locked one."""
         match name:
             case HvRegister.GUEST_OS_ID:
                 self._parts.hypercall_page.write(Msr.GUEST_OS_ID, value)
                 return HvStatus.SUCCESS
+            case HvRegister.HYPERCALL:
+                is_written = self._parts.hypercall_page.write(Msr.HYPERCALL, value)
+                return HvStatus.SUCCESS if is_written else HvStatus.INVALID_PARAMETER
             case HvRegister.VP_INDEX | HvRegister.TIME_REF_COUNT:
                 return HvStatus.INVALID_PARAMETER
         return own.write_register(name, value)

@@ -23,7 +23,7 @@ _log = structlog.get_logger("broker")
 
 
 class ProcessorVtl:
-    """See the module. `on_interrupt` is called when an interrupt is deliverable, `on_work` when something waits for the
+    """See the module. `on_interrupt` is called when one gets deliverable and none was, `on_work` when something waits for the
     guest to empty a slot."""
 
     __slots__ = (
@@ -40,6 +40,7 @@ class ProcessorVtl:
         "_turns",
         "_vp_index",
         "_wakeup",
+        "_was_deliverable",
         "apic",
         "machine",
         "posts",
@@ -67,6 +68,7 @@ class ProcessorVtl:
         self._interrupts = 0
         self._is_waiting = False
         self._is_closed = False
+        self._was_deliverable = False
         self._timer: Timer | None = None
         self._armed: int | None = None
         self.sint_users: Counter[int] = Counter()
@@ -112,6 +114,7 @@ class ProcessorVtl:
     def take_interrupt(self) -> int | None:
         """Acknowledge the highest deliverable vector; the current task now works on what caused it."""
         vector = self.apic.acknowledge()
+        self._was_deliverable = self.apic.deliverable() is not None
         if vector is not None and self._trace is not None:
             cause, flow = self.machine.teller.interrupts.get(vector, events.NO_CONTEXT)
             taken = self._trace.emit(
@@ -151,17 +154,23 @@ class ProcessorVtl:
         self.apic.restore(tuple(int(value, 16) for value in state.interrupts))
         self.machine.restore(state.synic, now)
         self.posts.reset()
+        if self._timer is not None:  # armed by the old clock
+            self._timer.cancel()
+        self._armed = self._timer = None
 
     def restored(self) -> None:
         """Deliver what waited in the saved state, arm the timer, tell who waits for an interrupt."""
+        self._was_deliverable = self.apic.deliverable() is not None
         self.rescan()
         self._interrupted()
 
     def _interrupted(self) -> None:
         self._interrupts += 1
         self._wakeup.notify()
-        if self.apic.deliverable() is not None:
+        is_deliverable = self.apic.deliverable() is not None
+        if is_deliverable and not self._was_deliverable:
             self._on_interrupt(self.vtl)
+        self._was_deliverable = is_deliverable
 
     def _room(self, sint: int) -> None:
         self.posts.fill(sint)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum
+from typing import Literal
 
 import msgspec
 
@@ -155,8 +156,8 @@ class ProcessorSynic:
             message = msgspec.structs.replace(message, cause=queued)
         return self.queues.enqueue(sint, message)
 
-    def post_message(self, sint: int, message: QueuedMessage) -> HvStatus:
-        """Put a message in its slot now.
+    def post_message(self, sint: int, message: QueuedMessage, slot: bytes | None = None) -> HvStatus:
+        """Put a message in its slot now; `slot` is its 256 bytes where they are not to be made from the message.
 
         INVALID_SYNIC_STATE for a SINT above 15, masked (OpenVMM), proxied, or switched off (strict); OBJECT_IN_USE
         unless a scan found the slot empty and nothing was posted since.
@@ -164,12 +165,13 @@ class ProcessorSynic:
         if not 0 <= sint < SINT_COUNT:
             return HvStatus.INVALID_SYNIC_STATE
         register = self.sint(sint)
-        if self._takes_no_message(register) or self._switched_off():
+        if self._takes_no_message(register) or self._is_off("wait"):
             return HvStatus.INVALID_SYNIC_STATE
         if not self._ready >> sint & 1:
             return HvStatus.OBJECT_IN_USE
         offset = slot_offset(sint)
-        slot = SynicMessage(message.message_type, message.payload, 0, message.origination_id).pack()
+        if slot is None:
+            slot = SynicMessage(message.message_type, message.payload, 0, message.origination_id).pack()
         page = self.sim_page
         page[offset + MESSAGE_TYPE.size : offset + MESSAGE_SIZE] = slot[MESSAGE_TYPE.size :]
         page[offset : offset + MESSAGE_TYPE.size] = slot[: MESSAGE_TYPE.size]
@@ -177,11 +179,11 @@ class ProcessorSynic:
         self._interrupt_for(register, self.teller.delivered(sint, message))
         return HvStatus.SUCCESS
 
-    def post_if_free(self, sint: int, message: QueuedMessage) -> HvStatus:
+    def post_if_free(self, sint: int, message: QueuedMessage, slot: bytes | None = None) -> HvStatus:
         """Look at the slot, then post. Statuses as `post_message`; nothing is queued, a busy slot gets its pending flag."""
         if 0 <= sint < SINT_COUNT:
             self._probe(sint)
-        return self.post_message(sint, message)
+        return self.post_message(sint, message, slot)
 
     def post_intercept_message(self, message: QueuedMessage) -> HvStatus:
         """Put a hypervisor message in SINT 0's slot if that is empty; statuses as `post_message`."""
@@ -274,18 +276,24 @@ class ProcessorSynic:
     # within
 
     def _takes_no_message(self, register: SintRegister) -> bool:
-        return register.proxy or (register.masked and self.rules.message_masked == "drop")
+        """Is a message to this SINT lost, whatever its slot holds?"""
+        return register.proxy or (register.masked and self.rules.message_masked == "drop") or self._is_off("drop")
 
-    def _switched_off(self) -> bool:
-        return (self.rules.message_synic_off == "wait" and not self.registers.scontrol.enable) or (
-            self.rules.message_page_off == "wait" and not self.registers.simp.enable
+    def _is_off(self, rule: Literal["wait", "drop"]) -> bool:
+        """Is something switched off, so that this rule applies?"""
+        return (self.rules.message_synic_off == rule and not self.registers.scontrol.enable) or (
+            self.rules.message_page_off == rule and not self.registers.simp.enable
         )
 
     def _probe(self, sint: int) -> bool:
-        """Is the slot free? If not, ask the guest for an EOM. A slot once found free stays so until it is filled."""
-        if self._is_the_hosts(sint):
+        """Does a post get anywhere: is the slot free, or the message lost? If not, ask the guest for an EOM.
+
+        A slot once found free stays so until it is filled. A masked SINT's messages wait behind a full slot, as in
+        OpenVMM's loop, and are lost when it gets free.
+        """
+        if self.sint(sint).proxy or self._is_off("drop"):
             return True
-        if self._switched_off():
+        if self._is_off("wait"):
             return False
         bit = 1 << sint
         if self._ready & bit:
@@ -302,14 +310,10 @@ class ProcessorSynic:
         return True
 
     def _post_queued(self, sint: int, message: QueuedMessage) -> HvStatus:
-        if self._proxied is not None and self._is_the_hosts(sint):
+        if self._proxied is not None and self.sint(sint).proxy:
             self._proxied(sint, message)
             return HvStatus.SUCCESS
         return self.post_message(sint, message)
-
-    def _is_the_hosts(self, sint: int) -> bool:
-        """Its messages go to the host's SynIC; our slot has no say."""
-        return self._proxied is not None and self.sint(sint).proxy
 
     def _discard(self, sint: int, message: QueuedMessage, status: HvStatus) -> None:
         register = self.sint(sint)
@@ -347,7 +351,8 @@ class ProcessorSynic:
         return self.post_message(sint, message) is HvStatus.SUCCESS
 
     def _interrupt_for(self, register: SintRegister, context: events.Context) -> None:
-        if not register.polling and not register.masked:
+        polls = register.polling and self.rules.honours_polling
+        if not polls and not register.masked:
             self._request_interrupt(register.vector, register.auto_eoi, context)
 
     def _request_interrupt(self, vector: int, auto_eoi: bool, context: events.Context) -> None:

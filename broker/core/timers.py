@@ -28,10 +28,6 @@ class TimerState(msgspec.Struct, frozen=True):
     remaining: int | None
 
 
-def _is_due(due: int, now: int) -> bool:
-    return not 0 < (due - now) & _MASK < _SIGN
-
-
 class SyntheticTimers:
     """Timers 0 to 3."""
 
@@ -75,7 +71,7 @@ class SyntheticTimers:
         """Offer each timer that is due, in ascending order, to `fire(index, config, due)`; True says that it went out."""
         for index in range(TIMER_COUNT):
             due = self._due[index]
-            if due is None or not _is_due(due, now):
+            if due is None or not self._is_due(due, now):
                 continue
             config = self._config[index]
             if not fire(index, config, due):
@@ -88,11 +84,11 @@ class SyntheticTimers:
 
     def next_due(self, now: int) -> int | None:
         """The earliest due time that is still to come; a timer that is overdue waits for another trigger."""
-        return min((due for due in self._due if due is not None and not _is_due(due, now)), default=None)
+        return min((due for due in self._due if due is not None and not self._is_due(due, now)), default=None)
 
     def has_overdue(self, now: int) -> bool:
         """True when a timer is due and could not be fired."""
-        return any(due is not None and _is_due(due, now) for due in self._due)
+        return any(due is not None and self._is_due(due, now) for due in self._due)
 
     def reset(self) -> None:
         """All configurations and counts zero, nothing due."""
@@ -112,6 +108,9 @@ class SyntheticTimers:
         self._config = [TimerConfig(state.config) for state in states]
         self._count = [state.count for state in states]
         self._due = [None if state.remaining is None else (now + state.remaining) & _MASK for state in states]
+
+    def _is_due(self, due: int, now: int) -> bool:
+        return not 0 < (due - now) & _MASK < _SIGN if self._profile.timer_compare_wraps else due <= now
 
     def _evaluate(self, index: int, now: int) -> None:
         config, count = self._config[index], self._count[index]

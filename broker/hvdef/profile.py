@@ -17,14 +17,19 @@ class DeliveryRules(msgspec.Struct, frozen=True):
 
     message_masked: Literal["drop", "fill"]
     """A message to a masked SINT: dropped and counted, or put in the slot without an interrupt."""
-    message_synic_off: Literal["deliver", "wait"]
-    """SCONTROL off: delivered all the same, or kept in the queue (a direct post gets INVALID_SYNIC_STATE)."""
-    message_page_off: Literal["deliver", "wait"]
-    """SIMP off: delivered into the hidden overlay page, or kept in the queue (direct: INVALID_SYNIC_STATE)."""
+    message_synic_off: Literal["deliver", "wait", "drop"]
+    """SCONTROL off: delivered all the same, kept in the queue, or dropped and counted. A direct post that cannot be
+    delivered gets INVALID_SYNIC_STATE."""
+    message_page_off: Literal["deliver", "wait", "drop"]
+    """SIMP off: delivered into the hidden overlay page, kept in the queue, or dropped and counted; direct as above."""
     event_masked: Literal["refuse", "set"]
     """An event to a masked SINT: refused with the flag untouched, or the flag set and the interrupt lost."""
     event_page_off: Literal["set", "refuse"]
     """SIEFP off: the flag is set in the hidden overlay page, or the event is refused."""
+    honours_polling: bool
+    """A polling SINT raises no interrupt, or the polling bit is ignored."""
+    direct_signal_reports_state: bool
+    """HvCallSignalEventDirect to a SINT that refuses it is INVALID_SYNIC_STATE, or SUCCESS and not newly signalled."""
     rescan_every_exit: bool
     """Queued messages are tried again at every exit of the processor, or at EOM, EOI and a new message only."""
 
@@ -46,8 +51,8 @@ class Profile(msgspec.Struct, frozen=True):
     checks_privileges: bool
     checks_vector: bool
     """An unmasked SINT with a vector below 16 faults."""
-    direct_signal_reports_state: bool
-    """HvCallSignalEventDirect to a SINT that refuses it is INVALID_SYNIC_STATE, or SUCCESS and not newly signalled."""
+    timer_compare_wraps: bool
+    """A timer is due by a signed compare modulo 2 ** 64 (a count of 2 ** 63 or more lies in the past), or by a plain one."""
     timer_needs_sint: bool
     """An enabled timer that is not in direct mode and has SINT 0 is disabled at once."""
     zero_count_disables_timer: bool
@@ -61,6 +66,8 @@ OPENVMM = Profile(
         message_page_off="deliver",
         event_masked="refuse",
         event_page_off="set",
+        honours_polling=True,
+        direct_signal_reports_state=False,
         rescan_every_exit=True,
     ),
     scontrol_reset=1,
@@ -71,7 +78,7 @@ OPENVMM = Profile(
     checks_message_type=False,
     checks_privileges=False,
     checks_vector=False,
-    direct_signal_reports_state=False,
+    timer_compare_wraps=True,
     timer_needs_sint=False,
     zero_count_disables_timer=False,
 )
@@ -84,6 +91,8 @@ TLFS = Profile(
         message_page_off="wait",
         event_masked="refuse",
         event_page_off="refuse",
+        honours_polling=True,
+        direct_signal_reports_state=True,
         rescan_every_exit=False,
     ),
     scontrol_reset=0,
@@ -94,7 +103,7 @@ TLFS = Profile(
     checks_message_type=True,
     checks_privileges=True,
     checks_vector=True,
-    direct_signal_reports_state=True,
+    timer_compare_wraps=False,
     timer_needs_sint=True,
     zero_count_disables_timer=True,
 )

@@ -61,6 +61,7 @@ class Msr(IntEnum):
 class HvRegister(IntEnum):
     """Register names as HvCallGetVpRegisters and HvCallSetVpRegisters take them (also the only names on ARM64)."""
 
+    HYPERCALL = 0x0009_0001
     GUEST_OS_ID = 0x0009_0002
     VP_INDEX = 0x0009_0003
     TIME_REF_COUNT = 0x0009_0004
@@ -78,6 +79,7 @@ class HvRegister(IntEnum):
 
 _NAME_OF_MSR: dict[int, int] = {
     Msr.GUEST_OS_ID: HvRegister.GUEST_OS_ID,
+    Msr.HYPERCALL: HvRegister.HYPERCALL,
     Msr.VP_INDEX: HvRegister.VP_INDEX,
     Msr.TIME_REF_COUNT: HvRegister.TIME_REF_COUNT,
     Msr.SCONTROL: HvRegister.SCONTROL,

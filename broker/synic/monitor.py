@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from ..access import MonitorPageGpas
 from ..core import MonitorPage
+from ..errors import MemoryAccessError
 from ..hvdef import Vtl
-from ..hvdef.registers import PAGE_SHIFT
+from ..hvdef.registers import PAGE_SHIFT, PAGE_SIZE
 from ..memory import GuestMemory
 
 
@@ -19,8 +22,11 @@ class Monitor:
         self._own_gpn: int | None = None
 
     async def set_monitor_page(self, vtl: Vtl, pages: MonitorPageGpas | None) -> None:
-        """Watch this child-to-parent page, or none. `ValueError` unless it is page-aligned."""
+        """Watch this child-to-parent page, which reads as zeros from now on, or none. `ValueError` unless page-aligned."""
         self.page.set_gpa(None if pages is None else pages.child_to_parent)
+        if pages is not None:
+            with contextlib.suppress(MemoryAccessError):  # a page outside memory is one that no guest can store into
+                self._memory.write(pages.child_to_parent, bytes(PAGE_SIZE))
 
     async def allocate_monitor_page(self, vtl: Vtl) -> MonitorPageGpas | None:
         """A page above the guest's RAM, the same one each time, watched from now on; None where the backend has none."""

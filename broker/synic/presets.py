@@ -13,8 +13,14 @@ from .backend import Backend
 
 _ALL_VTLS = (Vtl.VTL0, Vtl.VTL1, Vtl.VTL2)
 
-_HYPERVISOR_RULES = msgspec.structs.replace(OPENVMM.delivery, event_page_off="refuse")
-"""Microsoft's hypervisor refuses an event while SIEFP is off (INVALID_SYNIC_STATE)."""
+_HYPERVISOR_RULES = msgspec.structs.replace(
+    OPENVMM.delivery,
+    message_synic_off="drop",
+    message_page_off="drop",
+    event_page_off="refuse",
+    direct_signal_reports_state=True,
+)
+"""Microsoft's hypervisor answers INVALID_SYNIC_STATE while a page or the SynIC is off; the backend drops such a message."""
 
 _KVM_RULES = DeliveryRules(
     message_masked="fill",
@@ -22,6 +28,8 @@ _KVM_RULES = DeliveryRules(
     message_page_off="wait",
     event_masked="set",
     event_page_off="refuse",
+    honours_polling=False,
+    direct_signal_reports_state=False,
     rescan_every_exit=True,
 )
 

@@ -11,7 +11,7 @@ NOT_APPLICABLE: dict[int, str] = {
     124: "32-bit register convention of x86 (EDX:EAX, EBX:ECX): the model takes parameters as values",
     127: "x86 privilege level and processor mode: guest code of the model has neither",
     129: "x86 input registers: the model takes parameters as values, which cannot change",
-    154: "KVM internal: periodic ticks lost while KVM's slot is busy; profiles OPENVMM and TLFS keep the due time",
+    154: "KVM internal: periodic ticks lost while KVM's slot is busy; the profiles and the kvm preset keep the due time",
     166: "QEMU internal: the port protocol of hyperv_testdev",
     167: "QEMU internal: hyperv_testdev's message handler and its -EAGAIN completions",
     168: "QEMU internal: hyperv_testdev's event handler",
