@@ -59,8 +59,8 @@ class PortHandle:
     async def aclose(self) -> None:
         """Close, then wait until no handler of this port runs any more.
 
-        `CalledFromOwnHandler` from within its own handler; the port is unregistered all the same, also when the wait
-        is cancelled.
+        `CalledFromOwnHandler` from within its own handler (not from a task that the handler waits for: that would wait
+        for ever); the port is unregistered all the same, also when the wait is cancelled.
         """
         raise NotImplementedError
 

@@ -10,6 +10,8 @@ from collections.abc import Callable
 TICKS_PER_SECOND = 10_000_000
 TICKS_PER_MILLISECOND = 10_000
 NANOSECONDS_PER_TICK = 100
+MAX_TICK = (1 << 64) - 1
+"""The counter that a guest reads has 64 bits and wraps; this program's own does not."""
 
 
 class Clock:

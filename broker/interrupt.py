@@ -5,6 +5,7 @@ Clones share their backing. Delivering never waits and never raises for a target
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -20,6 +21,9 @@ def signal_eventfd(fd: int) -> None:
         os.eventfd_write(fd, 1)
     except BlockingIOError:
         return
+    except OSError as error:
+        if error.errno != errno.EBADF:  # its owner has closed it: the target is gone
+            raise
 
 
 def drain_eventfd(fd: int) -> bool:
@@ -69,8 +73,8 @@ class Interrupt:
         """Deliver once, now."""
         if self._function is not None:
             self._function()
-        elif self._shared is not None and self._shared.fd >= 0:
-            signal_eventfd(self._shared.fd)
+        elif self._shared is not None:
+            self._shared.signal()
 
     def event(self) -> int | None:
         """The eventfd behind it, always the same one; None when a function is behind it, and after `disconnect`."""
@@ -81,7 +85,10 @@ class Interrupt:
         return Interrupt(self._function, self._shared)
 
     def disconnect(self) -> None:
-        """Close the eventfd where it is ours; delivering, through clones too, has no effect any more."""
+        """Let go of the eventfd, and close it where it is ours; delivering, through clones too, has no effect any more.
+
+        One that is backed by a function is not affected.
+        """
         if self._shared is not None:
             self._shared.close()
 
@@ -132,6 +139,10 @@ class _SharedEvent:
         if self.fd < 0:
             self.fd = os.eventfd(0, EVENTFD_FLAGS)
         return self.fd
+
+    def signal(self) -> None:
+        if self.fd >= 0 and not self._is_closed:
+            signal_eventfd(self.fd)
 
     def close(self) -> None:
         self._is_closed = True

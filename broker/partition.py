@@ -21,7 +21,7 @@ import msgspec
 
 from . import state as saved
 from .access import SynicPortAccess
-from .clock import Clock, VirtualClock
+from .clock import MAX_TICK, Clock, VirtualClock
 from .core import HypercallPage, ProcessorSynic
 from .errors import ConfigurationError, HostError, PartitionClosed, SynicUnsupported, UnknownProcessor
 from .hvdef import ALL_PRIVILEGES, OPENVMM, PAGE_SIZE, Profile, Vtl
@@ -120,6 +120,7 @@ class Partition(anyio.AsyncContextManagerMixin):
                     self._open(group)
                     yield self
                     await self._stop_processors(self._end_waits)
+                    await self.synic_backend.finish_handlers()
                 except anyio.get_cancelled_exc_class():
                     raise
                 except BaseException as error:  # not from within the group, which would wrap it
@@ -183,12 +184,14 @@ class Partition(anyio.AsyncContextManagerMixin):
         return self._processors[vp_index]
 
     def start(self, vp_index: int, guest: GuestCode) -> ProcessorRun:
-        """Run `await guest(vp)` as that processor's task. `HostError` while it runs something else already."""
+        """Run `await guest(vp)` as that processor's task. `HostError` while it runs something else already; what its
+        last guest code raised, if nobody has seen that yet."""
         processor = self.vp(vp_index)
         earlier = self._runs.get(vp_index)
         if earlier is not None and not earlier.is_over:
             raise HostError(f"processor {vp_index} runs guest code already; stop that run or wait for its end first")
         if earlier is not None and (error := earlier.unseen_error()) is not None:
+            earlier.error_was_seen = True
             raise error
         run = self._runs[vp_index] = ProcessorRun(processor, guest, self.turns, self._group)
         self._group.start_soon(run.run, name=f"VP {vp_index}")
@@ -217,7 +220,7 @@ class Partition(anyio.AsyncContextManagerMixin):
     def save(self) -> bytes:
         """The whole SynIC state as a document, see `broker.state`. Call it while no processor runs guest code."""
         self._check_open()
-        now = self.clock.now()
+        now = self.clock.now() & MAX_TICK
         return saved.encode(
             saved.PartitionState(
                 profile=self.profile.name,
@@ -335,6 +338,8 @@ def _check(config: PartitionConfig) -> None:
         raise ConfigurationError(
             f"memory_size is {config.memory_size}; it has to be a positive multiple of {PAGE_SIZE}"
         )
+    if len(set(config.vtls)) < len(config.vtls):
+        raise ConfigurationError("vtls names a VTL twice")
     if Vtl.VTL0 not in config.vtls:
         raise ConfigurationError("vtls has to name VTL 0")
 

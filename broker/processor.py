@@ -88,7 +88,8 @@ class VirtualProcessor:
     ) -> DispatchCall:
         """HvCallPostMessage past the checks of its parameter block; await it for the status.
 
-        INVALID_PARAMETER (over 240 bytes; TLFS profile: type 0 or bit 31 set), then what the port map answers.
+        INVALID_PARAMETER (over 240 bytes; TLFS profile: type 0 or bit 31 set), then what the port map answers. The
+        payload is bytes, because the handler may keep it.
         `trusted` reaches the handler where the backend has trusted paths.
         """
         credit = self._credit = self._credit - 1

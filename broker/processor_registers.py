@@ -7,6 +7,7 @@ partition's, VP_INDEX and TIME_REF_COUNT are read-only.
 from __future__ import annotations
 
 from . import trace as events
+from .clock import MAX_TICK
 from .hvdef import HvRegister, HvStatus, Msr
 from .hvdef.registers import msr_number, register_name
 from .parts import PartitionParts
@@ -26,7 +27,7 @@ class ProcessorRegisters:
             case Msr.VP_INDEX:
                 return self._index
             case Msr.TIME_REF_COUNT:
-                return self._parts.clock.now()
+                return self._parts.clock.now() & MAX_TICK
             case Msr.TPR:
                 return own.apic.tpr
             case Msr.GUEST_OS_ID | Msr.HYPERCALL:

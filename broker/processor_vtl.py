@@ -11,6 +11,7 @@ from collections.abc import Callable
 import structlog
 
 from . import trace as events
+from .clock import MAX_TICK
 from .core import LocalApic, ProcessorSynic, QueuedMessage
 from .errors import PartitionClosed
 from .hvdef import HvStatus, Vtl
@@ -94,7 +95,7 @@ class ProcessorVtl:
 
     def rescan(self) -> None:
         """Deliver what can be delivered, and arm the timer anew."""
-        now = self._clock.now()
+        now = self._now()
         self.machine.rescan(now)
         self._after_scan(now)
 
@@ -106,7 +107,7 @@ class ProcessorVtl:
 
     def write_register(self, name: int, value: int) -> HvStatus:
         """See `ProcessorSynic.write_register`."""
-        now = self._clock.now()
+        now = self._now()
         status = self.machine.write_register(name, value, now)
         self._after_scan(now)
         return status
@@ -135,7 +136,7 @@ class ProcessorVtl:
         self.machine.reset()
         self.posts.reset()
         self.apic.reset()
-        self._after_scan(self._clock.now())
+        self._after_scan(self._now())
 
     def close(self) -> None:
         """The partition ends: whoever waits gets `PartitionClosed`, or `PortClosed` for a post."""
@@ -163,6 +164,9 @@ class ProcessorVtl:
         self._was_deliverable = self.apic.deliverable() is not None
         self.rescan()
         self._interrupted()
+
+    def _now(self) -> int:
+        return self._clock.now() & MAX_TICK
 
     def _interrupted(self) -> None:
         self._interrupts += 1
@@ -195,7 +199,10 @@ class ProcessorVtl:
         if self._timer is not None:
             self._timer.cancel()
         self._armed = due
-        self._timer = None if due is None else self._turns.schedule(due, ("timer", self._vp_index), self._timer_due)
+        self._timer = None
+        if due is not None:
+            tick = self._clock.now() + ((due - now) & MAX_TICK)
+            self._timer = self._turns.schedule(tick, ("timer", self._vp_index), self._timer_due)
 
     def _timer_due(self) -> None:
         self._armed = self._timer = None

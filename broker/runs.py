@@ -48,7 +48,7 @@ class ProcessorRun:
         self.processor = processor
         self.error: BaseException | None = None
         """What the guest code raised, unless that is a guest fault."""
-        self._error_was_seen = False
+        self.error_was_seen = False
         self._guest = guest
         self._turns = turns
         self._group = group
@@ -68,7 +68,7 @@ class ProcessorRun:
 
     def unseen_error(self) -> BaseException | None:
         """What the guest code raised and no `wait` has passed on yet."""
-        return None if self._error_was_seen else self.error
+        return None if self.error_was_seen else self.error
 
     async def wait(self) -> RunEnd:
         """Wait until the guest code has ended and say how.
@@ -78,7 +78,7 @@ class ProcessorRun:
         """
         await self.wait_over()
         if self.error is not None:
-            self._error_was_seen = True
+            self.error_was_seen = True
             raise self.error
         assert self._end is not None
         return self._end

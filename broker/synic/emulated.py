@@ -92,6 +92,9 @@ class EmulatedSynic:
         self._generation += 1
         self._changed.notify()
 
+    async def finish_handlers(self) -> None:
+        """Wait until no handler runs but in the exits of processors: none does here."""
+
     def end_waits(self) -> None:
         """The partition is ending: registrations and posts raise `PartitionClosed`, signals do nothing."""
         self._is_open = False

@@ -40,6 +40,7 @@ class OffloadedSynic(EmulatedSynic):
         self._group = group
         self._turns = port_map.turns
         self._doorbells: dict[int, _Doorbell] = {}
+        self._serial = 0
         self._guest_events: set[_GuestEvent] = set()
 
     def new_host_event_port(self, port: RegisteredPort, os_event: int | None) -> HostEventPort | None:
@@ -55,11 +56,18 @@ class OffloadedSynic(EmulatedSynic):
         """Backed by an eventfd, where the backend has those for this VTL, else by a function."""
         if self.backend.guest_events == "function" or target.vtl == Vtl.VTL2:
             return super().new_guest_event(target)
-        event = _GuestEvent(target, os.eventfd(0, EVENTFD_FLAGS))
+        self._serial += 1
+        event = _GuestEvent(target, os.eventfd(0, EVENTFD_FLAGS), self._serial)
         self._guest_events.add(event)
         self._group.start_soon(self._serve_guest_event, event, name=f"guest event of VP {target.vp}")
         event.interrupt = Interrupt.from_event(event.fd, lambda _: self._close_guest_event(event))
         return event.interrupt
+
+    async def finish_handlers(self) -> None:
+        """Wait until no handler runs that a doorbell called."""
+        for doorbell in list(self._doorbells.values()):
+            while doorbell.port.in_flight:
+                await doorbell.port.wait_finished()
 
     def close(self) -> None:
         """The partition ends: eventfds are closed."""
@@ -89,7 +97,7 @@ class OffloadedSynic(EmulatedSynic):
                 await doorbell.port.run_event_handler(flag)
 
     async def _serve_guest_event(self, event: _GuestEvent) -> None:
-        while await self._turns.wait_readable(event.fd, ("guest event", event.target.vp)):
+        while await self._turns.wait_readable(event.fd, ("guest event", event.serial)):
             if event.fd >= 0 and drain_eventfd(event.fd):
                 self.signal(event.target)
 
@@ -102,8 +110,10 @@ class OffloadedSynic(EmulatedSynic):
 class _GuestEvent:
     """The eventfd behind a guest event port."""
 
-    def __init__(self, target: GuestEventTarget, fd: int) -> None:
+    def __init__(self, target: GuestEventTarget, fd: int, serial: int) -> None:
         self.target = target
+        self.serial = serial
+        """Its place in the order of those that are readable at once."""
         self.fd = fd
         self.interrupt = Interrupt.from_event(fd)
 

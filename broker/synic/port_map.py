@@ -49,6 +49,8 @@ class PortStatistics(msgspec.Struct, frozen=True):
     """By status, the handler's own answers and OPERATION_DENIED."""
     failed: int
     """Calls whose handler raised or gave no `HvStatus`; answered OPERATION_FAILED."""
+    abandoned: int
+    """Calls whose handler was cancelled with its caller; they have no answer."""
     in_flight: int
 
 
@@ -67,6 +69,7 @@ class _Exceptions(msgspec.Struct):
     """The outcomes that most ports never have."""
 
     failed: int = 0
+    abandoned: int = 0
     answers: dict[int, int] = {}
 
 
@@ -159,6 +162,9 @@ class RegisteredPort(PortHandle):
             await port._call(flag)
         except Exception as error:
             return port.handler_raised(error)
+        except BaseException:
+            port.handler_cancelled()
+            raise
         finally:
             port._finished += 1
             if port._wakeup is not None:
@@ -183,6 +189,10 @@ class RegisteredPort(PortHandle):
         answers[int(status)] = answers.get(int(status), 0) + 1
         return status
 
+    def handler_cancelled(self) -> None:
+        """Count a call that was cancelled."""
+        self._exceptional().abandoned += 1
+
     def statistics(self) -> PortStatistics:
         """What became of this port's calls."""
         unusual = self._exceptions or _Exceptions()
@@ -191,12 +201,13 @@ class RegisteredPort(PortHandle):
             refused[_INSUFFICIENT_BUFFERS] = self._busy
         if self._denied:
             refused[_OPERATION_DENIED] = refused.get(_OPERATION_DENIED, 0) + self._denied
-        accepted = self._finished - self._busy - unusual.failed - sum(unusual.answers.values())
+        refusals = self._busy + sum(unusual.answers.values())
         return PortStatistics(
             kind="event" if self.is_event else "message",
-            accepted=accepted,
+            accepted=self._finished - refusals - unusual.failed - unusual.abandoned,
             refused=refused,
             failed=unusual.failed,
+            abandoned=unusual.abandoned,
             in_flight=self.in_flight,
         )
 
@@ -237,6 +248,9 @@ class SynicPortMap:
             status = await port._call(message, secure)
         except Exception as error:
             status = port.handler_raised(error)
+        except BaseException:
+            port.handler_cancelled()
+            raise
         else:
             if status is _INSUFFICIENT_BUFFERS:
                 port._busy += 1
@@ -258,6 +272,9 @@ class SynicPortMap:
             await port._call(flag_number)
         except Exception as error:
             return port.handler_raised(error)
+        except BaseException:
+            port.handler_cancelled()
+            raise
         finally:
             port._finished += 1
             if port._wakeup is not None:
