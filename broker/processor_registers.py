@@ -1,7 +1,8 @@
 """A processor's registers as guest code reaches them, by MSR number or by name: which register lies where.
 
 The SynIC's and the timers' are the machine's, TPR and EOI the interrupt sink's, GUEST_OS_ID and HYPERCALL the
-partition's, VP_INDEX and TIME_REF_COUNT are read-only.
+partition's, VP_INDEX and TIME_REF_COUNT are read-only. Not here: ICR and the VP assist page (MSRs 0x40000071, 73), SIRBP and
+DeliverabilityNotifications (names 0x000A0015, 0x00010006).
 """
 
 from __future__ import annotations

@@ -93,6 +93,8 @@ class ProcessorSynic:
         self.teller = SynicTeller(vp_index, vtl, trace)
         self.dropped = 0
         """Messages lost by the rules since the processor was created."""
+        self._is_scanning = False
+        self._scan_again = False
         self._room = room
         self._proxied = proxied
         self._ready = 0
@@ -207,13 +209,24 @@ class ProcessorSynic:
         return ready
 
     def rescan(self, now: int) -> None:
-        """Deliver whatever can be delivered: queued messages, then due timers, until nothing moves."""
-        while True:
-            self.request_readiness(self.queues.pending)
-            ready = self.scan(now)
-            if not ready:
-                return
-            self.queues.flush(ready, self._post_queued, self._discard, self._room)
+        """Deliver whatever can be delivered: queued messages, then due timers, until nothing moves.
+
+        Called again from within (a host's SynIC that posts back), it leaves the work to the call that is under way.
+        """
+        self._scan_again = True
+        if self._is_scanning:
+            return
+        self._is_scanning = True
+        try:
+            while self._scan_again:
+                self._scan_again = False
+                self.request_readiness(self.queues.pending)
+                ready = self.scan(now)
+                if ready:
+                    self.queues.flush(ready, self._post_queued, self._discard, self._room)
+                    self._scan_again = True
+        finally:
+            self._is_scanning = False
 
     def has_work(self, now: int) -> bool:
         """True when a rescan might deliver something that waits for the guest."""

@@ -1,7 +1,7 @@
-"""The four synthetic timers of one processor and VTL (TLFS, "Synthetic Timers"; rules of `reference` OpenVMM).
+"""The four synthetic timers of one processor and VTL (TLFS, "Synthetic Timers"; OpenVMM where they differ).
 
-Times are reference ticks of 100 ns, 64-bit and wrapping. A timer never fires early. A periodic timer is due `count`
-ticks after the evaluation that found it due, so a late one drifts and misses no period twice.
+Times are reference ticks of 100 ns; in the OPENVMM profile 64-bit and wrapping. A timer never fires early. A periodic
+timer is due `count` ticks after the evaluation that found it due, so a late one drifts and misses no period twice.
 
 Will: keep configuration, count and due time, say which timers are due.
 Will not: post messages or raise interrupts; it asks `fire`, and a timer that cannot be fired keeps its due time.
@@ -77,7 +77,7 @@ class SyntheticTimers:
             if not fire(index, config, due):
                 continue
             if config.periodic:
-                self._due[index] = (now + self._count[index]) & _MASK
+                self._due[index] = self._after(now, self._count[index])
             else:
                 self._config[index] = config.replace(enable=False)
                 self._due[index] = None
@@ -107,7 +107,10 @@ class SyntheticTimers:
         """Take over what `save` returned."""
         self._config = [TimerConfig(state.config) for state in states]
         self._count = [state.count for state in states]
-        self._due = [None if state.remaining is None else (now + state.remaining) & _MASK for state in states]
+        self._due = [None if state.remaining is None else self._after(now, state.remaining) for state in states]
+
+    def _after(self, now: int, count: int) -> int:
+        return (now + count) & _MASK if self._profile.timer_compare_wraps else now + count
 
     def _is_due(self, due: int, now: int) -> bool:
         return not 0 < (due - now) & _MASK < _SIGN if self._profile.timer_compare_wraps else due <= now
@@ -117,6 +120,6 @@ class SyntheticTimers:
         if not config.enable or not count:
             self._due[index] = None
         elif config.periodic:
-            self._due[index] = (now + count) & _MASK
+            self._due[index] = self._after(now, count)
         else:
             self._due[index] = count
