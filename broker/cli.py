@@ -104,7 +104,7 @@ def backends(as_json: bool) -> None:
         return
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
+    table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
     for title in (
         "backend",
         "SynIC",
@@ -237,7 +237,7 @@ def _picture(picture: SlotPicture) -> Text:
     text = Text(f"{INDENT}VP {picture.vp} SINT 2 ", style="dim")
     if picture.message_type:
         content = printable(picture.payload) or picture.payload[:8].hex(" ")
-        pending = " · message-pending" if picture.message_pending else ""
+        pending = " · pending" if picture.message_pending else ""
         slot = f"[type {picture.message_type:#x} · {len(picture.payload)} B · {content}{pending}]"
         text.append(slot, style="green")
     else:
@@ -248,7 +248,7 @@ def _picture(picture: SlotPicture) -> Text:
     if picture.masked:
         text.append("  masked", style="red")
     if picture.interrupt_pending:
-        text.append("  interrupt pending", style="magenta")
+        text.append("  interrupt", style="magenta")
     if picture.dropped:
         text.append(f"  dropped {picture.dropped}", style="red")
     return text

@@ -65,7 +65,7 @@ def test_the_text_names_statuses_slots_and_flags() -> None:
         "OPERATION_DENIED (0x08)",
         "VP 0 writes EOM",
         "dropped and counted: masked",
-        "message-pending]  queue ■■",
+        "pending]  queue ■■",
         "flags {5}",
         "the host took 2 messages at once",
         "the host was woken once, with flags {0, 7}",
