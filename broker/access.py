@@ -9,6 +9,7 @@ Statuses are what the guest sees; exceptions are what the host's code did wrong.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
@@ -46,37 +47,37 @@ class EventPort(Protocol):
         ...
 
 
-class PortHandle:
+class PortHandle(ABC):
     """A registered port: it lives until it is closed or the partition ends. Leaving a `with` block closes it, leaving
     an `async with` block also waits for its handlers."""
 
     __slots__ = ()
 
+    @abstractmethod
     def close(self) -> None:
         """Unregister at once and drop what is undelivered; idempotent. A handler that runs goes on."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def aclose(self) -> None:
         """Close, then wait until no handler of this port runs any more.
 
         `CalledFromOwnHandler` from within its own handler (not from a task that the handler waits for: that would wait
         for ever); the port is unregistered all the same, also when the wait is cancelled.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def on_close(self, step: Callable[[], None]) -> None:
         """Call `step` when the port closes, after the steps given later."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def turns(self) -> Turns:
         """Where tasks that serve this port wait."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def trace(self) -> Trace | None:
         """The trace that this port's messages carry their flow in, None when off."""
-        raise NotImplementedError
 
     def __enter__(self) -> Self:
         return self

@@ -10,6 +10,7 @@ import heapq
 import math
 import os
 import select
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
@@ -56,7 +57,7 @@ class Timer:
         return (self.tick, self.order) < (other.tick, other.order)
 
 
-class Turns:
+class Turns(ABC):
     """The timers and waits that both kinds of turn-taking share."""
 
     one_at_a_time = False
@@ -71,25 +72,25 @@ class Turns:
         self._sleepers: set[Wakeup] = set()
         self._is_closed = False
 
+    @abstractmethod
     def wakeup(self, key: Key) -> Wakeup:
         """A new place to wait."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def pause(self) -> None:
         """Let others have their turn; a quantum ends here."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def wait_readable(self, fd: int, key: Key) -> bool:
         """Wait until a descriptor is readable; False when `close_descriptor` was called for it, or it is closed."""
-        raise NotImplementedError
 
+    @abstractmethod
     def close_descriptor(self, fd: int) -> None:
         """Close a descriptor that a task may wait for."""
-        raise NotImplementedError
 
+    @abstractmethod
     def leave(self) -> None:
         """The current task ends: whatever turn it has is over."""
-        raise NotImplementedError
 
     def save(self) -> bytes | None:
         """The generator's state, None where nothing is drawn."""
@@ -97,18 +98,19 @@ class Turns:
 
     def restore(self, state: bytes) -> None:
         """Go on drawing after what `save` returned. `DamagedDocument` for anything else."""
+        return  # nothing is drawn here, so there is nothing to go on with
 
+    @abstractmethod
     async def settled(self) -> None:
         """Wait until nobody else can go on without time passing or an input from outside."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def run(self) -> None:
         """The partition's own task: fires timers, deals out turns. Ends when cancelled."""
-        raise NotImplementedError
 
+    @abstractmethod
     def expect(self, key: Key) -> Callable[[], Awaitable[None]]:
         """Announce a task that is about to start; the task awaits the result of calling the returned function first."""
-        raise NotImplementedError
 
     def schedule(self, tick: int, key: Key, callback: Callable[[], None]) -> Timer:
         """Call `callback` once the reference counter reaches `tick`, never earlier."""
