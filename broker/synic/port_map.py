@@ -217,6 +217,13 @@ class RegisteredPort(PortHandle):
         return self._exceptions
 
 
+class _Entries(dict[int, RegisteredPort | None]):
+    """Ports by connection ID; asked for another one it says None, which costs a post to a port less than `get` does."""
+
+    def __missing__(self, connection_id: int) -> None:
+        return None
+
+
 class SynicPortMap:
     """See the module. `wrong_kind` is the status of a call through a connection of the other kind."""
 
@@ -228,8 +235,8 @@ class SynicPortMap:
         self.turns = turns
         self.trace = trace
         self._wrong_kind_status = wrong_kind
-        self._messages: dict[int, RegisteredPort] = {}
-        self._events: dict[int, RegisteredPort] = {}
+        self._messages = _Entries()
+        self._events = _Entries()
         self._unknown = 0
         self._wrong_kind = 0
 
@@ -240,7 +247,7 @@ class SynicPortMap:
         (VTL too low), OPERATION_FAILED (the handler failed), or what the handler answers. `secure` is what the handler
         sees as `trusted`. Never raises for a handler's exception.
         """
-        port = self._messages.get(connection_id)
+        port = self._messages[connection_id]
         if port is None or (port.minimum_vtl and vtl < port.minimum_vtl):
             return self._refuse(port, connection_id, self._events)
         port._started += 1
@@ -252,10 +259,11 @@ class SynicPortMap:
             port.handler_cancelled()
             raise
         else:
-            if status is _INSUFFICIENT_BUFFERS:
-                port._busy += 1
-            elif status is not _SUCCESS:
-                status = port.handler_answered(status)
+            if status is not _SUCCESS:
+                if status is _INSUFFICIENT_BUFFERS:
+                    port._busy += 1
+                else:
+                    status = port.handler_answered(status)
         finally:
             port._finished += 1
             if port._wakeup is not None:
@@ -264,7 +272,7 @@ class SynicPortMap:
 
     async def handle_signal_event(self, vtl: int, connection_id: int, flag_number: int) -> HvStatus:
         """Route a signal to its port. Statuses as above; SUCCESS once the handler has run. The flag is not checked."""
-        port = self._events.get(connection_id)
+        port = self._events[connection_id]
         if port is None or (port.minimum_vtl and vtl < port.minimum_vtl):
             return self._refuse(port, connection_id, self._messages)
         port._started += 1
@@ -300,14 +308,14 @@ class SynicPortMap:
     def remove(self, port: RegisteredPort) -> bool:
         """Make the port unreachable; False when it was not in the map."""
         ports = self._events if port.is_event else self._messages
-        if ports.get(port.connection_id) is not port:
+        if ports[port.connection_id] is not port:
             return False
         del ports[port.connection_id]
         return True
 
     def find(self, connection_id: int) -> RegisteredPort | None:
         """The port at this connection ID, of either kind."""
-        return self._messages.get(connection_id) or self._events.get(connection_id)
+        return self._messages[connection_id] or self._events[connection_id]
 
     def explain(self, connection_id: int, status: HvStatus) -> str:
         """In words, why a call through this connection was answered with this status, as things stand now."""
@@ -324,19 +332,21 @@ class SynicPortMap:
 
     def close(self) -> None:
         """Close every port."""
-        for port in [*self._messages.values(), *self._events.values()]:
+        for port in self._ports():
             port.close()
 
     def statistics(self) -> MapStatistics:
         """Per port: accepted, refused by status, failed, in flight; and the calls that found no port."""
-        ports = [*self._messages.values(), *self._events.values()]
         return MapStatistics(
-            ports={port.connection_id: port.statistics() for port in ports},
+            ports={port.connection_id: port.statistics() for port in self._ports()},
             unknown=self._unknown,
             wrong_kind=self._wrong_kind,
         )
 
-    def _refuse(self, port: RegisteredPort | None, connection_id: int, others: dict[int, RegisteredPort]) -> HvStatus:
+    def _ports(self) -> list[RegisteredPort]:
+        return [port for ports in (self._messages, self._events) for port in ports.values() if port is not None]
+
+    def _refuse(self, port: RegisteredPort | None, connection_id: int, others: _Entries) -> HvStatus:
         if port is not None:
             port._denied += 1
             return _OPERATION_DENIED
