@@ -90,6 +90,7 @@ class VirtualProcessor:
 
         INVALID_PARAMETER (over 240 bytes; TLFS profile: type 0 or bit 31 set), then what the port map answers. The
         payload is bytes, because the handler may keep it.
+        TIMEOUT, should a handler answer that, comes back as it is; `hypercall` executes such a call again.
         `trusted` reaches the handler where the backend has trusted paths.
         """
         credit = self._credit = self._credit - 1
