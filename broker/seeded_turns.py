@@ -71,6 +71,7 @@ class SeededTurns(Turns):
     def __init__(self, clock: Clock, seed: int) -> None:
         super().__init__(clock)
         self.random = random.Random(seed)
+        self.pause = self._pause
         self._virtual = isinstance(clock, VirtualClock)
         self._ready: list[_Waiter] = []
         self._settling: list[_Waiter] = []
@@ -83,7 +84,7 @@ class SeededTurns(Turns):
     def wakeup(self, key: Key) -> Wakeup:
         return _SeededWakeup(self, key)
 
-    async def pause(self) -> None:
+    async def _pause(self) -> None:
         if self._virtual:
             self.clock.set(self.clock.now() + 1)
             self._fire_due()

@@ -19,6 +19,7 @@ import anyio.lowlevel
 
 from .clock import TICKS_PER_SECOND, Clock
 from .errors import PartitionClosed
+from .event_loop import checkpoint_of_this_loop
 
 SWEEP_TIMERS = 64
 
@@ -60,6 +61,9 @@ class Timer:
 class Turns(ABC):
     """The timers and waits that both kinds of turn-taking share."""
 
+    pause: Callable[[], Awaitable[None]]
+    """Let others have their turn; a quantum ends here."""
+
     one_at_a_time = False
     """True where tasks run one at a time, in an order of this object's choice."""
 
@@ -75,10 +79,6 @@ class Turns(ABC):
     @abstractmethod
     def wakeup(self, key: Key) -> Wakeup:
         """A new place to wait."""
-
-    @abstractmethod
-    async def pause(self) -> None:
-        """Let others have their turn; a quantum ends here."""
 
     @abstractmethod
     async def wait_readable(self, fd: int, key: Key) -> bool:
@@ -194,13 +194,12 @@ class LiveTurns(Turns):
 
     def __init__(self, clock: Clock) -> None:
         super().__init__(clock)
+        self.pause = checkpoint_of_this_loop()
         self._inputs: set[int] = set()
         """Descriptors that tasks wait for."""
 
     def wakeup(self, key: Key) -> Wakeup:
         return _LiveWakeup()
-
-    pause = staticmethod(anyio.lowlevel.checkpoint)
 
     async def wait_readable(self, fd: int, key: Key) -> bool:
         if fd < 0:
