@@ -21,7 +21,23 @@ from .hvdef import MONITOR_COUNT, HvStatus, SynicMessage, Vtl
 from .interrupt import Interrupt
 from .memory import GuestMemory
 from .trace import Trace
-from .turns import Turns
+from .turns import Turns, Wakeup
+
+__all__ = [
+    "EventPort",
+    "GuestEventPort",
+    "GuestMessagePort",
+    "GuestSynic",
+    "Interrupt",
+    "MessagePort",
+    "MonitorInfo",
+    "MonitorPageGpas",
+    "PortHandle",
+    "SynicMonitorAccess",
+    "SynicPortAccess",
+    "Turns",
+    "Wakeup",
+]
 
 
 class MessagePort(Protocol):
@@ -234,6 +250,23 @@ class GuestSynic(Protocol):
     @property
     def vtl(self) -> Vtl:
         """The virtual trust level."""
+        ...
+
+    @property
+    def turns(self) -> Turns:
+        """Where guest-side tasks of this processor wait."""
+        ...
+
+    @property
+    def trace(self) -> Trace | None:
+        """The trace that guest-side events join, None when off."""
+        ...
+
+    async def write_memory(self, gpa: int, data: bytes) -> None:
+        """A store by guest code that a monitor page notices; other stores may go to `memory` directly.
+
+        `GuestFault` for addresses outside guest memory.
+        """
         ...
 
     async def post_message(self, connection_id: int, message_type: int, payload: bytes) -> HvStatus:

@@ -51,6 +51,18 @@ class CalledFromOwnHandler(HostError):
         )
 
 
+class ChannelClosed(HostError):
+    """The channel has ended: it was closed, rescinded, or its ring is corrupt; the sentence says which."""
+
+
+class OfferRefused(HostError):
+    """The VMBus server does not take this offer: there is one like it, or no channel ID is left."""
+
+
+class ConnectionFailed(HostError):
+    """A VMBus client got no connection, or no longer has one."""
+
+
 class PartitionClosed(HostError):
     """The partition has ended."""
 
@@ -66,12 +78,38 @@ class SynicUnsupported(HostError):
     """This backend, or this partition, has no such SynIC feature."""
 
 
+class MessageTooLarge(HostError):
+    """A packet is larger than what its ring, or a packet's length field, can ever take."""
+
+    def __init__(self, size: int, limit: int) -> None:
+        super().__init__(f"a packet takes {size} bytes of the ring, which takes at most {limit}; send smaller pieces")
+        self.size = size
+        """Bytes in the ring, descriptor and footer included."""
+        self.limit = limit
+
+
 class ConfigurationError(HostError, ValueError):
     """A setting is out of its range or contradicts another."""
 
 
 class PeerError(BrokerError):
     """Bytes from outside are not what they should be."""
+
+
+class ProtocolError(PeerError):
+    """Bytes of a peer break a rule of their protocol; says what they are, where it breaks, what was expected and got."""
+
+    def __init__(self, what: str, offset: int, expected: str, got: str) -> None:
+        super().__init__(f"{what}: at offset {offset} expected {expected}, got {got}")
+        self.what = what
+        self.offset = offset
+        """Bytes from the start of what was read."""
+        self.expected = expected
+        self.got = got
+
+
+class RingCorrupt(ProtocolError):
+    """The peer has left a ring in a state that no correct producer or consumer leaves: its channel cannot go on."""
 
 
 class DamagedDocument(PeerError):

@@ -33,6 +33,8 @@ from .hvdef.message import MESSAGE_TYPE, slot_offset
 from .memory import GuestMemory
 from .processor_vtl import ProcessorVtl
 from .synic import DispatchCall
+from .trace import Trace
+from .turns import Turns
 
 GUEST_VECTOR_BASE = 0xE0
 """SINT n interrupts with vector 0xE0 + n, auto-EOI."""
@@ -47,6 +49,11 @@ class Exits(Protocol):
 
     index: int
 
+    @property
+    def turns(self) -> Turns: ...
+    @property
+    def trace(self) -> Trace | None: ...
+    async def write_memory(self, gpa: int, data: bytes) -> None: ...
     def post_message(self, connection_id: int, message_type: int, payload: bytes, *, vtl: Vtl) -> DispatchCall: ...
     def signal_event(self, connection_id: int, flag_number: int = 0, *, vtl: Vtl) -> DispatchCall: ...
     async def read_msr(self, msr: int, *, vtl: Vtl) -> int: ...
@@ -66,6 +73,20 @@ class LocalGuestSynic:
     def vp_index(self) -> int:
         """The processor."""
         return self._processor.index
+
+    @property
+    def turns(self) -> Turns:
+        """Where guest-side tasks wait."""
+        return self._processor.turns
+
+    @property
+    def trace(self) -> Trace | None:
+        """The partition's trace."""
+        return self._processor.trace
+
+    async def write_memory(self, gpa: int, data: bytes) -> None:
+        """See `GuestSynic.write_memory`."""
+        await self._processor.write_memory(gpa, data)
 
     async def post_message(self, connection_id: int, message_type: int, payload: bytes) -> HvStatus:
         """HvCallPostMessage."""

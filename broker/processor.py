@@ -23,6 +23,7 @@ from .processor_vtl import ProcessorVtl
 from .state import ProcessorState
 from .synic import DispatchCall, HostPosts
 from .trace import Trace
+from .turns import Turns
 
 _VTL0 = Vtl.VTL0
 _MASK = (1 << 64) - 1
@@ -196,6 +197,16 @@ class VirtualProcessor:
     def memory(self) -> GuestMemory:
         """Guest memory, as the processor's own loads see it."""
         return self._parts.memory
+
+    @property
+    def turns(self) -> Turns:
+        """Where tasks of this partition wait."""
+        return self._parts.turns
+
+    @property
+    def trace(self) -> Trace | None:
+        """The partition's trace."""
+        return self._parts.trace
 
     def guest_synic(self, vtl: Vtl = _VTL0) -> LocalGuestSynic:
         """What a guest-side driver on this processor and VTL holds."""

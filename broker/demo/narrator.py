@@ -69,6 +69,18 @@ def sentence(event: events.AnyEvent) -> str:
             return f"VP {event.vp} faults with {event.fault}: {event.reason}"
         case events.Reset():
             return "the partition is reset"
+        case events.Control():
+            what = f"{event.name}{f' of channel {event.channel_id}' if event.channel_id else ''}"
+            verb = "takes" if event.direction == "in" else "sends"
+            return f"the {event.side} {verb} {what}" + (f", refused: {event.refused}" if event.refused else "")
+        case events.Channel():
+            return f"channel {event.channel_id} of the {event.side} is {event.after}"
+        case events.Gpadl():
+            return f"GPADL {event.gpadl_id:#x} of the {event.side} is {event.after or 'gone'}"
+        case events.Ring():
+            verb = "writes" if event.action == "write" else "reads"
+            packets = f"{event.packets} packet{'' if event.packets == 1 else 's'}"
+            return f"the {event.side} {verb} {packets}" + (" and signals" if event.signalled else "")
 
 
 def _status(status: HvStatus) -> str:

@@ -166,6 +166,53 @@ class Reset(Event, frozen=True, kw_only=True, tag=str.lower):
     """The partition was reset."""
 
 
+class Control(Event, frozen=True, kw_only=True, tag=str.lower):
+    """A VMBus server (`side` host) or client (guest) takes a channel message in or sends one out.
+
+    `channel_id` is 0 where the message names none; `refused` says why nothing was done about it, "" where it was.
+    """
+
+    side: str
+    direction: str
+    name: str
+    channel_id: int
+    refused: str = ""
+
+
+class Channel(Event, frozen=True, kw_only=True, tag=str.lower):
+    """A channel goes from one state to another, as this side sees it; `before` is "" for a new one."""
+
+    side: str
+    channel_id: int
+    before: str
+    after: str
+
+
+class Gpadl(Event, frozen=True, kw_only=True, tag=str.lower):
+    """A GPADL goes from one state to another, as this side sees it; `after` is "" once it is gone."""
+
+    side: str
+    channel_id: int
+    gpadl_id: int
+    before: str
+    after: str
+
+
+class Ring(Event, frozen=True, kw_only=True, tag=str.lower):
+    """This side wrote `packets` into its outgoing ring or read them from its incoming one (`action` write or read).
+
+    `write_index` and `read_index` are the ring's after it; `signalled`: the other side must be told, and is.
+    """
+
+    side: str
+    channel_id: int
+    action: str
+    packets: int
+    write_index: int
+    read_index: int
+    signalled: bool
+
+
 AnyEvent = (
     Post
     | Signal
@@ -184,5 +231,9 @@ AnyEvent = (
     | Timer
     | Fault
     | Reset
+    | Control
+    | Channel
+    | Gpadl
+    | Ring
 )
 EVENT_TYPES: tuple[type[Event], ...] = get_args(AnyEvent)

@@ -1,0 +1,350 @@
+"""One end of an open channel: packets in and out, waits, signals, completions. The same for devices and for drivers.
+
+    async for packet in channel:
+        await channel.complete(packet, b"done")
+
+Packets come in the order in which they were sent. What arrives is copied out of the ring at once, so the other end may do
+to the ring what it likes. Nothing is queued on the way out: a full ring makes the sender wait.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Self
+
+from broker.errors import ChannelClosed, MemoryAccessError, ProtocolError, RingCorrupt
+from broker.hvdef import PAGE_SIZE
+from broker.memory import GuestMemory
+from broker.trace import Ring, Trace
+
+from .doorbell import Doorbell
+from .protocol.gparange import GpaRange, TransferRange
+from .protocol.packet import (
+    COMPLETION_REQUESTED,
+    Packet,
+    PacketType,
+    pack_completion,
+    pack_gpa_direct,
+    pack_in_band,
+    pack_transfer_pages,
+)
+from .ring import IncomingRing, OutgoingRing, RingMemory, footprint
+
+MAX_SET_APART = 1024
+"""Packets that wait for `receive` while others wait for completions; no more are read before some are taken."""
+FIRST_REQUEST_ID = 1 << 63
+"""Transaction IDs that `request` draws: the upper half of the 64 bits."""
+
+
+class Channel:
+    """See the module. Made by `VmbusClient.open`, and by `serve_devices` for a device.
+
+    Errors of all waits: `ChannelClosed` once the channel has ended, `RingCorrupt` when the other end has spoilt a ring (which
+    ends the channel, too).
+    """
+
+    __slots__ = (
+        "_completions",
+        "_next_id",
+        "_packets",
+        "_reading",
+        "_sending",
+        "_side",
+        "_signal",
+        "channel_id",
+        "doorbell",
+        "incoming",
+        "memory",
+        "outgoing",
+        "trace",
+    )
+
+    def __init__(
+        self,
+        channel_id: int,
+        memory: GuestMemory,
+        rings: tuple[RingMemory, RingMemory],
+        doorbell: Doorbell,
+        signal: Callable[[], Awaitable[None]],
+        *,
+        is_host: bool,
+        trace: Trace | None = None,
+    ) -> None:
+        """`rings`: guest to host, host to guest. `signal` tells the other end to look at both."""
+        upstream, downstream = rings
+        self.channel_id = channel_id
+        self.memory = memory
+        self.doorbell = doorbell
+        self.trace = trace
+        self.incoming = IncomingRing(upstream if is_host else downstream, strict=is_host)
+        self.outgoing = OutgoingRing(downstream if is_host else upstream)
+        self._side = "host" if is_host else "guest"
+        self._signal = signal
+        self._packets: deque[Packet] = deque()
+        """Read, and not yet taken by `receive`."""
+        self._completions: dict[int, Packet | None] = {}
+        """By transaction ID, for `request`: None while it waits."""
+        self._next_id = FIRST_REQUEST_ID
+        self._reading = 0
+        """Tasks that wait for packets; the interrupt mask is theirs."""
+        self._sending = 0
+        """Tasks that wait for room."""
+
+    def initialize(self) -> None:
+        """Set up both rings as an end does that opens the channel."""
+        self.incoming.initialize()
+        self.outgoing.initialize()
+
+    # in
+
+    async def receive(self) -> Packet:
+        """The next packet that no `request` waits for."""
+        while not self._packets:
+            await self._read(None)
+        return self._packets.popleft()
+
+    async def receive_batch(self) -> Sequence[Packet]:
+        """All packets that are there, at least one. The cheapest way to read: the ring is looked at once."""
+        while not self._packets:
+            await self._read(None)
+        batch, self._packets = self._packets, deque()
+        return batch
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Packet:
+        try:
+            return await self.receive()
+        except ChannelClosed:
+            raise StopAsyncIteration from None
+
+    # out
+
+    async def send(self, payload: bytes, transaction_id: int = 0, *, completion: bool = False) -> None:
+        """Send one packet, waiting for room. `MessageTooLarge` when it can never fit."""
+        flags = COMPLETION_REQUESTED if completion else 0
+        while not self.outgoing.try_put(payload, transaction_id, flags):
+            await self._wait_for_room(footprint(len(payload)))
+        await self._publish(1)
+
+    async def send_batch(self, payloads: Sequence[bytes]) -> None:
+        """Send packets, as many at once as there is room for: one store and at most one signal for each such run."""
+        sent = 0
+        while sent < len(payloads):
+            count = self.outgoing.put_many(payloads[sent:] if sent else payloads)
+            if count:
+                sent += count
+                await self._publish(count)
+            else:
+                await self._wait_for_room(footprint(len(payloads[sent])))
+
+    async def complete(self, packet: Packet, payload: bytes = b"") -> None:
+        """Answer a packet that asked for it; nothing happens for one that did not."""
+        if packet.completion_requested:
+            await self.send_packet(pack_completion(packet.transaction_id, payload))
+
+    async def request(self, payload: bytes, ranges: Iterable[GpaRange] = ()) -> Packet:
+        """Send a packet, with guest memory where `ranges` are given, and wait for its completion, matched by transaction ID.
+
+        Others may send, request and receive meanwhile; packets that are no completion wait for `receive`.
+        """
+        transaction_id = self._new_id()
+        ranges = tuple(ranges)
+        if ranges:
+            packet = pack_gpa_direct(ranges, payload, transaction_id, True)
+        else:
+            packet = pack_in_band(payload, transaction_id, True)
+        self._completions[transaction_id] = None
+        try:
+            await self.send_packet(packet)
+            while (completion := self._completions[transaction_id]) is None:
+                await self._read(transaction_id)
+        finally:
+            del self._completions[transaction_id]
+        return completion
+
+    async def send_gpa_direct(
+        self, ranges: Iterable[GpaRange], payload: bytes, transaction_id: int, *, completion: bool = True
+    ) -> None:
+        """Send a packet whose data lies in guest memory. A driver does; hosts do not."""
+        await self.send_packet(pack_gpa_direct(ranges, payload, transaction_id, completion))
+
+    async def send_transfer_pages(
+        self, set_id: int, ranges: Iterable[TransferRange], payload: bytes, transaction_id: int
+    ) -> None:
+        """Send a packet whose data lies in a buffer that both ends know. A device does; drivers do not."""
+        await self.send_packet(pack_transfer_pages(set_id, ranges, payload, transaction_id, True))
+
+    async def send_packet(self, packet: bytes) -> None:
+        """Send what one of the `pack_` functions made, without its footer."""
+        while not self.outgoing.try_put_packet(packet):
+            await self._wait_for_room(len(packet) + 8)
+        await self._publish(1)
+
+    # guest memory that packets name
+
+    def read_ranges(self, ranges: Iterable[GpaRange]) -> bytes:
+        """What lies in these ranges. `ProtocolError` for pages outside guest memory: a guest has named them."""
+        try:
+            return b"".join(self.memory.read(gpa, size) for part in ranges for gpa, size in part.pieces())
+        except MemoryAccessError as error:
+            raise ProtocolError("GPA range", 0, "pages of guest memory", str(error)) from error
+
+    def write_ranges(self, ranges: Iterable[GpaRange], data: bytes) -> None:
+        """Store `data` into these ranges, which it need not fill.
+
+        `ProtocolError` as in `read_ranges`, and when it does not fit; then nothing is stored.
+        """
+        pieces = [piece for part in ranges for piece in part.pieces()]
+        room = sum(size for _, size in pieces)
+        if len(data) > room:
+            raise ProtocolError("GPA ranges", 0, f"room for {len(data)} bytes", f"{room}")
+        try:
+            for gpa, size in pieces:
+                self.memory.view(gpa, size)
+            done = 0
+            for gpa, size in pieces:
+                self.memory.write(gpa, data[done : done + size])
+                done += size
+        except MemoryAccessError as error:
+            raise ProtocolError("GPA range", 0, "pages of guest memory", str(error)) from error
+
+    # signals
+
+    @property
+    def peer_waits(self) -> bool:
+        """The rings say that the other end waits for a signal: it may have missed one. `RingCorrupt`."""
+        return self.outgoing.reader_needs_signal or self.incoming.writer_needs_signal
+
+    def end(self, reason: str) -> None:
+        """The channel has ended: whoever waits gets `ChannelClosed` with this sentence."""
+        self.doorbell.close(reason)
+
+    # within
+
+    async def _read(self, wanted: int | None) -> None:
+        """Read what is there, or wait once. `wanted`: the completion that the caller waits for, None for any packet."""
+        doorbell = self.doorbell
+        seen = doorbell.count
+        if len(self._packets) < MAX_SET_APART and await self._fill(wanted):
+            return
+        self._check_ended()
+        self._reading += 1
+        try:
+            if len(self._packets) >= MAX_SET_APART or not self.incoming.unmask():
+                await doorbell.wait(seen)
+                if self._side == "host":
+                    self.incoming.check_unmasked()
+        except RingCorrupt as error:
+            self.end(str(error))
+            raise
+        finally:
+            self._reading -= 1
+            if not self._reading:
+                self.incoming.mask()
+
+    async def _fill(self, wanted: int | None) -> bool:
+        """Take all that is in the ring. True when there was something."""
+        try:
+            packets = self.incoming.read_batch()
+            if not packets:
+                return False
+            must_signal = self.incoming.commit()
+        except RingCorrupt as error:
+            self.end(str(error))
+            raise
+        if self.trace is not None:
+            self._tell("read", len(packets), self.incoming, must_signal)
+        if not self._completions:
+            self._packets.extend(packets)
+        else:
+            self._sort(packets, wanted)
+        if must_signal:
+            await self._signal()
+        return True
+
+    def _sort(self, packets: list[Packet], wanted: int | None) -> None:
+        """Completions go to the requests that wait for them, and somebody else's wake up their tasks."""
+        others = False
+        for packet in packets:
+            is_answer = packet.packet_type == PacketType.COMPLETION and packet.transaction_id in self._completions
+            if is_answer:
+                self._completions[packet.transaction_id] = packet
+            else:
+                self._packets.append(packet)
+            others |= not is_answer or packet.transaction_id != wanted
+        if others and self._reading:
+            self.doorbell.ring()
+
+    async def _wait_for_room(self, total: int) -> None:
+        doorbell = self.doorbell
+        seen = doorbell.count
+        self._check_ended()
+        self._sending += 1
+        try:
+            if not self.outgoing.request_room(total):
+                await doorbell.wait(seen)
+        except RingCorrupt as error:
+            self.end(str(error))
+            raise
+        finally:
+            self._sending -= 1
+
+    async def _publish(self, count: int) -> None:
+        try:
+            must_signal = self.outgoing.publish()
+        except RingCorrupt as error:
+            self.end(str(error))
+            raise
+        if self._sending:
+            self.doorbell.ring()  # another sender's request for room went with this one's
+        if self.trace is not None:
+            self._tell("write", count, self.outgoing, must_signal)
+        if must_signal:
+            await self._signal()
+
+    def _check_ended(self) -> None:
+        if self.doorbell.ended is not None:
+            raise ChannelClosed(self.doorbell.ended)
+
+    def _new_id(self) -> int:
+        while self._next_id in self._completions:
+            self._next_id += 1
+        transaction_id, self._next_id = self._next_id, self._next_id + 1
+        if self._next_id >> 64:
+            self._next_id = FIRST_REQUEST_ID
+        return transaction_id
+
+    def _tell(self, action: str, packets: int, ring: IncomingRing | OutgoingRing, signalled: bool) -> None:
+        assert self.trace is not None
+        write_index, read_index = ring.indices
+        event = self.trace.emit(
+            Ring,
+            side=self._side,
+            channel_id=self.channel_id,
+            action=action,
+            packets=packets,
+            write_index=write_index,
+            read_index=read_index,
+            signalled=signalled,
+        )
+        self.trace.work_on((event, self.trace.context()[1]))
+
+
+def split_rings(memory: GuestMemory, ranges: Sequence[GpaRange], page_offset: int) -> tuple[RingMemory, RingMemory]:
+    """The two rings of a GPADL: guest to host, host to guest.
+
+    It is one range of whole pages; the first `page_offset` of them are the guest-to-host ring. Each ring is a control page and
+    at least one page of data. `ProtocolError` for any other, or for pages that are no RAM.
+    """
+    if len(ranges) != 1 or ranges[0].byte_offset or ranges[0].byte_count % PAGE_SIZE:
+        raise ProtocolError("ring GPADL", 0, "one range of whole pages", f"{len(ranges)} ranges, or parts of pages")
+    gpns = ranges[0].gpns
+    if not 2 <= page_offset <= len(gpns) - 2:
+        raise ProtocolError("ring GPADL", 0, f"a split that leaves each ring 2 of {len(gpns)} pages", f"{page_offset}")
+    try:
+        return RingMemory.of_pages(memory, gpns[:page_offset]), RingMemory.of_pages(memory, gpns[page_offset:])
+    except MemoryAccessError as error:
+        raise ProtocolError("ring GPADL", 0, "pages of guest memory", str(error)) from error

@@ -1,0 +1,38 @@
+"""The smallest device: it sends back what it gets."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from ..core.offer_params import OfferParams
+from ..protocol.packet import PacketType
+from .framework import Device, DeviceChannel
+
+ECHO_INTERFACE = UUID("6ec80000-0000-4000-8000-000000000000")
+"""The class of echo devices. It is this project's own; no guest knows it by itself."""
+
+
+class EchoDevice(Device):
+    """Answers a packet that wants a completion with one of the same payload, any other data packet with a copy."""
+
+    def __init__(self, instance_id: UUID, *, max_subchannels: int = 0, interface_id: UUID = ECHO_INTERFACE) -> None:
+        self.offer = OfferParams.device(interface_id, instance_id)
+        self.max_subchannels = max_subchannels
+        self.echoed = 0
+        """Packets sent back."""
+
+    async def run(self, channel: DeviceChannel) -> None:
+        """Batch by batch: a run of plain packets goes back with one store and at most one signal."""
+        while True:
+            plain: list[bytes] = []
+            for packet in await channel.receive_batch():
+                if packet.packet_type == PacketType.COMPLETION:
+                    continue
+                if packet.completion_requested:
+                    await channel.send_batch(plain)
+                    plain = []
+                    await channel.complete(packet, packet.payload)
+                else:
+                    plain.append(packet.payload)
+                self.echoed += 1
+            await channel.send_batch(plain)

@@ -1,0 +1,307 @@
+"""Runs devices behind a `Bus`: a device is an offer and a `run`, which gets the channel whenever a guest opens it.
+
+    class Beeper(Device):
+        offer = OfferParams.device(INTERFACE, INSTANCE)
+
+        async def run(self, channel):
+            async for packet in channel:
+                await channel.complete(packet, b"beep")
+
+    async with serve_devices(server, Beeper()):
+        ...
+
+`run` is cancelled when the guest closes or is gone. A guest that spoils a ring or lies in a packet (`PeerError`) ends
+that channel alone, until it opens it again. Any other exception is the device's own: its offer is revoked, and the block
+that serves it ends with the exception.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import anyio
+import anyio.abc
+import msgspec
+import structlog
+
+from broker.access import Interrupt
+from broker.clock import TICKS_PER_MILLISECOND
+from broker.errors import ChannelClosed, HostError, PartitionClosed, PeerError, RingCorrupt
+
+from ..bus import Bus, Offer
+from ..channel import Channel, split_rings
+from ..core.effects import OpenParams
+from ..core.offer_params import OfferParams
+from ..doorbell import Doorbell
+from ..protocol.gparange import GpaRange
+from ..protocol.message import STATUS_UNSUCCESSFUL
+
+KICK_DELAY = 100 * TICKS_PER_MILLISECOND
+"""After an open, a guest that has not heard an early signal is signalled again (OpenVMM does; see vmbus.md 4.8)."""
+
+_log = structlog.get_logger("channels")
+
+
+class RefuseOpen(HostError):
+    """Raised by `Device.open`: the guest's open fails with `status`, and nothing is wrong with the device."""
+
+    def __init__(self, reason: str, status: int = STATUS_UNSUCCESSFUL) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+class Device:
+    """Base of devices. Sub-channels, where a device has them, run the same methods, at the same time."""
+
+    offer: OfferParams
+    """What is offered; sub-channels are offered with the same and their index."""
+    max_subchannels: int = 0
+    """Sub-channels that a guest may ask for."""
+
+    async def open(self, channel: DeviceChannel) -> None:
+        """Before the guest hears of the open: packets may be there already. `RefuseOpen` refuses."""
+
+    async def run(self, channel: DeviceChannel) -> None:
+        """Serve the channel. It stays open when this returns, until the guest closes it."""
+        raise NotImplementedError
+
+    async def close(self, channel: DeviceChannel) -> None:
+        """After `run`, however it ended; the rings may still be used."""
+
+    async def modify(self, channel: DeviceChannel, target_vp: int) -> None:
+        """Interrupts go to another processor from now on."""
+
+
+class DeviceChannel(Channel):
+    """A channel as a device sees it."""
+
+    __slots__ = ("_interrupt", "_offered", "params")
+
+    def __init__(
+        self, offered: _Offered, channel_id: int, params: OpenParams, interrupt: Interrupt, doorbell: Doorbell
+    ) -> None:
+        bus = offered.bus
+        self.params = params
+        """What the guest opened it with: user data, target processor, confidentiality."""
+        self._offered = offered
+        self._interrupt = interrupt
+        ranges = offered.gpadls.get(params.gpadl_id)
+        if ranges is None:
+            raise RefuseOpen(f"channel {channel_id} has no GPADL {params.gpadl_id:#x} for its rings")
+        rings = split_rings(bus.memory, ranges, params.page_offset)
+
+        async def signal() -> None:
+            interrupt.deliver()
+
+        super().__init__(channel_id, bus.memory, rings, doorbell, signal, is_host=True, trace=bus.trace)
+        self.initialize()
+
+    @property
+    def subchannel_index(self) -> int:
+        """0 for the primary channel."""
+        return self._offered.offer_params.subchannel_index
+
+    @property
+    def gpadls(self) -> dict[int, tuple[GpaRange, ...]]:
+        """Guest memory that the guest has given to this channel, by GPADL ID."""
+        return self._offered.gpadls
+
+    def kick(self) -> None:
+        """Signal the guest once more if the rings say that it waits."""
+        with contextlib.suppress(RingCorrupt):  # whoever runs the channel will notice
+            if self.peer_waits:
+                self._interrupt.deliver()
+
+    async def offer_subchannels(self, count: int) -> None:
+        """Offer sub-channels 1 to `count`, those that are not offered yet. `HostError` above `Device.max_subchannels`."""
+        await self._offered.offer_subchannels(count)
+
+
+class _Offered:
+    """One offer of a device, and the requests of its guest (`bus.ChannelRequests`)."""
+
+    def __init__(
+        self, device: Device, bus: Bus, params: OfferParams, group: anyio.abc.TaskGroup, errors: list[Exception]
+    ) -> None:
+        self.bus = bus
+        self.gpadls: dict[int, tuple[GpaRange, ...]] = {}
+        self.offer_params = params
+        self._device = device
+        self._group = group
+        self._errors = errors
+        self._offer: Offer
+        self._channel: DeviceChannel | None = None
+        self._scope: anyio.CancelScope | None = None
+        """The task that runs the channel, while it does."""
+        self._is_closing = False
+        self._torn_down_later: set[int] = set()
+        """GPADLs that the guest wants back once the channel is closed."""
+        self._subchannels: list[_Offered] = []
+
+    async def begin(self) -> None:
+        """Offer it. `OfferRefused`."""
+        self._offer = await self.bus.offer(self.offer_params, self)
+
+    def revoke(self) -> None:
+        """Take it back, sub-channels first; idempotent."""
+        self.revoke_subchannels()
+        self._offer.revoke()
+
+    def revoke_subchannels(self) -> None:
+        """The primary channel closes: its sub-channels go."""
+        subchannels, self._subchannels = self._subchannels, []
+        for offered in subchannels:
+            offered.revoke()
+
+    async def offer_subchannels(self, count: int) -> None:
+        """See `DeviceChannel.offer_subchannels`."""
+        if not 0 <= count <= self._device.max_subchannels or self.offer_params.subchannel_index:
+            raise HostError(
+                f"this device has up to {self._device.max_subchannels} sub-channels, {count} were asked for"
+            )
+        for index in range(len(self._subchannels) + 1, count + 1):
+            params = msgspec.structs.replace(self.offer_params, subchannel_index=index)
+            offered = _Offered(self._device, self.bus, params, self._group, self._errors)
+            await offered.begin()
+            self._subchannels.append(offered)
+
+    # requests of the guest
+
+    def open_channel(self, channel_id: int, params: OpenParams, interrupt: Interrupt, doorbell: Doorbell) -> None:
+        """Start the task that runs the channel."""
+        try:
+            channel = DeviceChannel(self, channel_id, params, interrupt, doorbell)
+        except (PeerError, RefuseOpen) as error:
+            _log.info("open_refused", channel_id=channel_id, reason=str(error))
+            self._offer.open_ended(error.status if isinstance(error, RefuseOpen) else STATUS_UNSUCCESSFUL)
+            return
+        self._channel, self._scope, self._is_closing = channel, anyio.CancelScope(), False
+        begin = self.bus.turns.expect(("device", channel_id))
+        self._group.start_soon(self._run, begin, channel, self._scope)
+
+    def close_channel(self) -> None:
+        """Stop the task; it answers when it is done."""
+        self.revoke_subchannels()
+        self._is_closing = True
+        if self._scope is not None:
+            self._scope.cancel()
+        else:
+            self._ended()
+
+    def create_gpadl(self, gpadl_id: int, ranges: tuple[GpaRange, ...]) -> None:
+        """Note it."""
+        self.gpadls[gpadl_id] = ranges
+        self._offer.gpadl_created(gpadl_id)
+
+    def teardown_gpadl(self, gpadl_id: int) -> None:
+        """Forget it, unless the rings of the open channel lie in it: then once the channel is closed."""
+        if self._channel is not None and self._channel.params.gpadl_id == gpadl_id:
+            self._torn_down_later.add(gpadl_id)
+            return
+        self.gpadls.pop(gpadl_id, None)
+        self._offer.gpadl_torn_down(gpadl_id)
+
+    def modify_channel(self, target_vp: int) -> None:
+        """Tell the device."""
+        if self._channel is None:
+            self._offer.modify_ended()
+        else:
+            self._group.start_soon(self._modify, self._channel, target_vp)
+
+    def removed(self) -> None:
+        """The offer is gone."""
+        self.revoke_subchannels()
+        if self._channel is not None:
+            self._channel.end("the offer was revoked")
+        if self._scope is not None:
+            self._scope.cancel()
+
+    # the task of an open channel
+
+    async def _run(
+        self, begin: Callable[[], Awaitable[None]], channel: DeviceChannel, scope: anyio.CancelScope
+    ) -> None:
+        failure: Exception | None = None
+        try:
+            with scope:
+                await begin()
+                await self._serve(channel)
+        except PartitionClosed:
+            channel.end("the partition has ended")
+        except (ChannelClosed, PeerError) as error:
+            channel.end(str(error))
+            _log.info("channel_ended", channel_id=channel.channel_id, reason=str(error))
+        except Exception as error:
+            failure = error
+            _log.error("device_failed", channel_id=channel.channel_id, exc_info=error)
+        finally:
+            self._scope = None
+            if failure is not None:
+                self._errors.append(failure)
+                self.revoke()
+                self._group.cancel_scope.cancel()
+            elif self._is_closing:
+                self._ended()
+            self.bus.turns.leave()
+
+    async def _serve(self, channel: DeviceChannel) -> None:
+        try:
+            await self._device.open(channel)
+        except RefuseOpen as error:
+            self._channel = None
+            self._offer.open_ended(error.status)
+            return
+        try:
+            if self._offer.open_ended():
+                tick = self.bus.turns.clock.now() + KICK_DELAY
+                self.bus.turns.schedule(tick, ("kick", channel.channel_id), lambda: self._kick(channel))
+                await self._device.run(channel)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._device.close(channel)
+
+    def _kick(self, channel: DeviceChannel) -> None:
+        """The guest may have ignored signals that came before the result of its open."""
+        if channel is self._channel and channel.doorbell.ended is None:
+            channel.kick()
+
+    async def _modify(self, channel: DeviceChannel, target_vp: int) -> None:
+        await self._device.modify(channel, target_vp)
+        self._offer.modify_ended()
+
+    def _ended(self) -> None:
+        """Nothing uses the rings any more."""
+        self._channel = None
+        self._is_closing = False
+        self._offer.close_ended()
+        for gpadl_id in sorted(self._torn_down_later):
+            self.gpadls.pop(gpadl_id, None)
+            self._offer.gpadl_torn_down(gpadl_id)
+        self._torn_down_later.clear()
+
+
+@asynccontextmanager
+async def serve_devices(bus: Bus, *devices: Device) -> AsyncIterator[None]:
+    """Offer these devices and run them while the block lasts; then their offers are revoked. See the module.
+
+    `OfferRefused` when one cannot be offered. An exception of a device ends the block and is raised by it, unwrapped.
+    """
+    errors: list[Exception] = []
+    offers: list[_Offered] = []
+    async with anyio.create_task_group() as group:
+        try:
+            for device in devices:
+                offered = _Offered(device, bus, device.offer, group, errors)
+                await offered.begin()
+                offers.append(offered)
+            yield
+        except Exception as error:  # not from within the group, which would wrap it
+            errors.insert(0, error)
+        finally:
+            for offered in offers:
+                offered.revoke()
+            group.cancel_scope.cancel()
+    if errors:
+        raise errors[0]
