@@ -14,10 +14,11 @@ from broker.trace import Trace
 
 from .core.effects import OpenParams
 from .core.offer_params import OfferParams
+from .core.offers import ChannelState
 from .doorbell import Doorbell
 from .protocol.gparange import GpaRange
 
-__all__ = ["Bus", "ChannelRequests", "Offer", "OfferParams", "OpenParams"]
+__all__ = ["Bus", "ChannelRequests", "ChannelState", "Offer", "OfferParams", "OpenParams"]
 
 
 class ChannelRequests(Protocol):
@@ -44,6 +45,14 @@ class ChannelRequests(Protocol):
 
     def modify_channel(self, target_vp: int) -> None:
         """Interrupts go to another processor from now on, by themselves. Answer: `modify_ended`."""
+        ...
+
+    def resume_gpadl(self, gpadl_id: int, ranges: tuple[GpaRange, ...]) -> None:
+        """After a restore: guest memory that is in use already. There is no answer."""
+        ...
+
+    def resume_channel(self, channel_id: int, params: OpenParams, interrupt: Interrupt, doorbell: Doorbell) -> None:
+        """After a restore: the channel is open, its rings are as they were. There is no answer."""
         ...
 
     def removed(self) -> None:
@@ -77,6 +86,15 @@ class Offer(Protocol):
 
     def gpadl_torn_down(self, gpadl_id: int) -> None:
         """Nothing uses this guest memory any more."""
+        ...
+
+    @property
+    def saved_state(self) -> ChannelState | None:
+        """What a restored server knows of this channel; None when it knows nothing, or `restore` has been called."""
+        ...
+
+    def restore(self, *, is_open: bool) -> None:
+        """Say how the device stands after a restore; requests follow. `HostError` when the channel cannot be so."""
         ...
 
     def revoke(self) -> None:

@@ -33,6 +33,7 @@ from broker.trace import NO_CONTEXT, Channel, Context, Control, Gpadl, Trace
 from .bus import ChannelRequests
 from .core import effects as do
 from .core.offer_params import OfferParams
+from .core.offers import ChannelState
 from .core.server import ServerMachine
 from .core.server_state import ServerConfig
 from .doorbell import Doorbell
@@ -121,6 +122,13 @@ class _Offer:
     def gpadl_torn_down(self, gpadl_id: int) -> None:
         self._server.run(self._server.machine.gpadl_torn_down(self._offer_id, gpadl_id))
 
+    @property
+    def saved_state(self) -> ChannelState | None:
+        return self._server.machine.saved_state(self._offer_id)
+
+    def restore(self, *, is_open: bool) -> None:
+        self._server.run(self._server.machine.restore_channel(self._offer_id, is_open=is_open))
+
     def revoke(self) -> None:
         self._server.run(self._server.machine.revoke(self._offer_id))
 
@@ -135,10 +143,12 @@ class VmbusServer(anyio.AsyncContextManagerMixin):
         config: ServerConfig | None = None,
         *,
         depth: int = MESSAGE_DEPTH,
+        saved: bytes | None = None,
         hvsock_listener: HvsockListener | None = None,
         forward: Callable[[do.ForwardContact], None] | None = None,
     ) -> None:
-        """`hvsock_listener`: without one, every hvsock connect is refused. `forward`: takes contacts for another VTL."""
+        """`saved`: go on from such a document; the server stands still until `start`, so that devices may come back first.
+        `hvsock_listener`: without one, every hvsock connect is refused. `forward`: takes contacts for another VTL."""
         if depth < 1:
             raise ValueError(f"a server keeps at least one guest message, not {depth}")
         self.config = config or ServerConfig()
@@ -157,6 +167,10 @@ class VmbusServer(anyio.AsyncContextManagerMixin):
         self._outgoing: deque[tuple[bytes, Context]] = deque()
         self._post_scope = anyio.CancelScope()
         self._is_resetting = False
+        self._is_running = saved is None
+        self._is_restored = saved is not None
+        if saved is not None:
+            self.machine.restore(saved)
         self._counts: Counter[str] = Counter()
         self._is_open = False
         self._message_port: GuestMessagePort
@@ -282,6 +296,32 @@ class VmbusServer(anyio.AsyncContextManagerMixin):
         while self._is_resetting and self._is_open:
             await self._reset_done.wait()
 
+    def stop(self) -> None:
+        """Stand still: nothing is taken from the guest nor posted to it, and devices are asked nothing, until `start`."""
+        self._is_running = False
+
+    def start(self) -> None:
+        """Go on after `stop`, or begin after a restore: devices that have not come back are rescinded now."""
+        if self._is_running:
+            return
+        self._is_running = True
+        if self._is_restored:
+            self._is_restored = False
+            self.run(self.machine.start())
+        self._work.notify()
+        self._send.notify()
+
+    def save(self) -> bytes:
+        """What the guest relies on, as a document for `saved`; see `channels.core.saved`. Call it while stopped.
+
+        `HostError` while it runs, or while monitor pages are the host's own. Guest messages that it has accepted and not
+        looked at yet are not in it: a guest is stopped before its host.
+        """
+        if self._is_running:
+            raise HostError("stop the VMBus server before saving it")
+        waiting = [effect.message.pack() for effect, _ in self._effects if isinstance(effect, do.SendMessage)]
+        return self.machine.save([*(data for data, _ in self._outgoing), *waiting])
+
     # from the guest
 
     def take(self, data: bytes, trusted: bool, multiclient: bool) -> HvStatus:
@@ -297,7 +337,9 @@ class VmbusServer(anyio.AsyncContextManagerMixin):
 
     async def _work_through(self) -> None:
         while True:
-            if self._effects:
+            if not self._is_running:
+                await self._work.wait()
+            elif self._effects:
                 effect, context = self._effects.popleft()
                 if self._trace is not None:
                     self._trace.work_on(context)
@@ -319,7 +361,7 @@ class VmbusServer(anyio.AsyncContextManagerMixin):
 
     async def _post_through(self) -> None:
         while True:
-            if not self._outgoing:
+            if not self._outgoing or not self._is_running:
                 await self._send.wait()
                 continue
             data, context = self._outgoing[0]
@@ -348,6 +390,9 @@ class VmbusServer(anyio.AsyncContextManagerMixin):
             case do.SendMessage(message, None):
                 self._outgoing.append((message.pack(), NO_CONTEXT if self._trace is None else self._trace.context()))
                 self._send.notify()
+            case do.SendSaved(data):
+                self._outgoing.append((data, NO_CONTEXT))
+                self._send.notify()
             case do.SendMessage(message, target) if target is not None:
                 await self._send_to(target, message)
             case do.CreatePorts():
@@ -371,13 +416,16 @@ class VmbusServer(anyio.AsyncContextManagerMixin):
 
     def _execute_at_once(self, effect: do.Effect) -> None:
         match effect:
-            case do.OpenDevice():
+            case do.OpenDevice() | do.ResumeDevice():
                 self._open_device(effect)
             case do.CloseDevice():
                 self._ask(effect.offer_id, lambda requests: requests.close_channel())
             case do.CreateGpadl():
                 ranges, _ = parse_gpa_ranges(effect.buffer, effect.range_count)
                 self._ask(effect.offer_id, lambda requests: requests.create_gpadl(effect.gpadl_id, ranges))
+            case do.ResumeGpadl():
+                ranges, _ = parse_gpa_ranges(effect.buffer, effect.range_count)
+                self._ask(effect.offer_id, lambda requests: requests.resume_gpadl(effect.gpadl_id, ranges))
             case do.TeardownGpadl():
                 self._ask(effect.offer_id, lambda requests: requests.teardown_gpadl(effect.gpadl_id))
             case do.RemoveOffer():
@@ -429,13 +477,17 @@ class VmbusServer(anyio.AsyncContextManagerMixin):
             self._failed_ports.add(effect.offer_id)
             _log.info("channel_not_opened", channel_id=effect.channel_id, reason=str(error))
 
-    def _open_device(self, effect: do.OpenDevice) -> None:
+    def _open_device(self, effect: do.OpenDevice | do.ResumeDevice) -> None:
         requests, ports = self._requests.get(effect.offer_id), self._ports.of(effect.offer_id)
         if effect.offer_id in self._failed_ports:
             self._failed_ports.discard(effect.offer_id)
-            self.run(self.machine.open_ended(effect.offer_id, STATUS_UNSUCCESSFUL)[1])
+            if isinstance(effect, do.ResumeDevice):
+                self.run(self.machine.revoke(effect.offer_id))  # its signals cannot be had back: the guest has to know
+            else:
+                self.run(self.machine.open_ended(effect.offer_id, STATUS_UNSUCCESSFUL)[1])
         elif requests is not None and ports is not None:
-            requests.open_channel(ports.channel_id, effect.params, ports.interrupt, ports.doorbell)
+            begin = requests.resume_channel if isinstance(effect, do.ResumeDevice) else requests.open_channel
+            begin(ports.channel_id, effect.params, ports.interrupt, ports.doorbell)
 
     async def _modify_connection(self, effect: do.ModifyConnection) -> None:
         status, host_pages = ConnectionState.SUCCESSFUL, None

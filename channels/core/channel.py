@@ -1,18 +1,16 @@
-"""The server's channels: offer, open, close, release, revoke, modify, for guests and for devices (OpenVMM, `channels.rs`).
+"""The server's channels: open, close, release, modify, for guests and for devices (OpenVMM, `channels.rs`).
 
-What a guest may ask for in which state stands in the tables below. What it may not is reported as a complaint and has no
-answer, except where a table's message has a failure reply. A device may revoke at any time.
+What a guest may ask for in which state stands in `channel_tables`. What it may not is reported as a complaint and has no
+answer, except where the message has a failure reply.
 """
 
 from __future__ import annotations
 
 import msgspec
 
-from broker.errors import HostError, OfferRefused
-
-from ..protocol.ids import NO_INTERRUPTS, NO_MONITOR, event_connection
+from ..protocol.ids import NO_INTERRUPTS, event_connection
 from ..protocol.message import STATUS_UNSUCCESSFUL
-from ..protocol.offer import AllOffersDelivered, OfferChannel, OfferFlags, RelidReleased, RescindChannelOffer
+from ..protocol.offer import OfferFlags, RelidReleased
 from ..protocol.open import (
     CloseChannel,
     CloseReservedChannel,
@@ -26,152 +24,32 @@ from ..protocol.open import (
     OpenResult,
 )
 from ..protocol.versions import FeatureFlags, Version
-from .effects import CloseDevice, CreatePorts, DestroyPorts, ModifyDevice, OpenDevice, OpenParams, RemoveOffer, Target
+from .channel_tables import CLOSE_TABLE, CONNECTION_LOST, OPEN_RESERVED_TABLE, OPEN_TABLE, RELEASE_TABLE
+from .effects import (
+    CloseDevice,
+    CreatePorts,
+    DestroyPorts,
+    ModifyDevice,
+    OpenDevice,
+    OpenParams,
+    ResumeDevice,
+    Target,
+)
 from .gpadls import GpadlMachine
-from .offer_params import OfferParams
+from .offering import OfferMachine
 from .offers import Channel, ChannelState
 from .server_state import ServerState
 
 _S = ChannelState
-_IGNORED = ""
-
-Table = dict[ChannelState, ChannelState | str]
-
-OPEN_TABLE: Table = {
-    _S.CLOSED: _S.OPENING,
-    _S.OPENING: "it is open already",
-    _S.OPEN: "it is open already",
-    _S.CLOSING: _S.CLOSING_REOPEN,
-    _S.CLOSING_REOPEN: "it is open already",
-    _S.REVOKED: _IGNORED,
-    _S.REOFFERED: _IGNORED,
-}
-OPEN_RESERVED_TABLE: Table = OPEN_TABLE | {
-    _S.CLOSING: "it is still closing",
-    _S.CLOSING_REOPEN: "it is still closing",
-}
-CLOSE_TABLE: Table = {
-    _S.CLOSED: "it is not open",
-    _S.OPENING: "it is not open yet",
-    _S.OPEN: _S.CLOSING,
-    _S.CLOSING: "it is not open any more",
-    _S.CLOSING_REOPEN: "it is not open yet",
-    _S.REVOKED: _IGNORED,
-    _S.REOFFERED: _IGNORED,
-}
-RELEASE_TABLE: Table = {
-    _S.CLOSED: _S.CLIENT_RELEASED,
-    _S.OPENING: "it is being opened",
-    _S.OPEN: "it is open",
-    _S.CLOSING: _S.CLOSING_CLIENT_RELEASE,
-    _S.CLOSING_REOPEN: "it is being opened",
-    _S.REVOKED: _S.CLIENT_RELEASED,
-    _S.REOFFERED: _S.CLOSED,
-}
-"""State -> what a guest's message makes of it, or why it cannot; an empty reason is not worth a word."""
-
-CONNECTION_LOST = {
-    _S.CLIENT_RELEASED: _S.CLIENT_RELEASED,
-    _S.CLOSED: _S.CLIENT_RELEASED,
-    _S.OPENING: _S.OPENING_CLIENT_RELEASE,
-    _S.OPEN: _S.CLOSING_CLIENT_RELEASE,
-    _S.CLOSING: _S.CLOSING_CLIENT_RELEASE,
-    _S.CLOSING_REOPEN: _S.CLOSING_CLIENT_RELEASE,
-    _S.REVOKED: _S.CLIENT_RELEASED,
-    _S.REOFFERED: _S.CLIENT_RELEASED,
-    _S.OPENING_CLIENT_RELEASE: _S.OPENING_CLIENT_RELEASE,
-    _S.CLOSING_CLIENT_RELEASE: _S.CLOSING_CLIENT_RELEASE,
-}
 
 
 class ChannelMachine:
     """See the module."""
 
-    def __init__(self, state: ServerState, gpadls: GpadlMachine) -> None:
+    def __init__(self, state: ServerState, gpadls: GpadlMachine, offers: OfferMachine) -> None:
         self._state = state
         self._gpadls = gpadls
-
-    # offers
-
-    def offer(self, params: OfferParams) -> int:
-        """A device offers; the guest hears of it now if it has asked for offers. `OfferRefused`."""
-        channels = self._state.channels
-        existing = channels.by_key.get(params.key)
-        if existing is not None and existing.state is not _S.REVOKED:
-            raise OfferRefused(
-                f"interface {params.interface_id}, instance {params.instance_id}, sub-channel {params.subchannel_index}"
-                " is offered already; revoke that offer first"
-            )
-        offer_id = channels.new_offer_id()
-        if existing is not None:
-            channels.rename(existing, offer_id, params)
-            self._state.set_channel(existing, _S.REOFFERED)
-            return offer_id
-        if len(channels) >= channels.capacity:
-            raise OfferRefused(f"there are {channels.capacity} offers already, and no channel ID for one more")
-        channel = Channel(offer_id, params)
-        channels.add(channel)
-        connection = self._state.connection
-        if connection.is_connected and connection.offers_sent:
-            try:
-                self._offer_to_guest(channel)
-            except HostError as error:
-                channels.remove(channel)
-                raise OfferRefused(str(error)) from None
-        return offer_id
-
-    def revoke(self, offer_id: int) -> None:
-        """The device is gone: the guest gets a rescind if it holds the channel, and keeps the ID until it releases it."""
-        state = self._state
-        channel = self._of(offer_id)
-        if channel is None:
-            return
-        if channel.is_released:
-            self._forget(channel)
-            return
-        was_reoffered = channel.state is _S.REOFFERED
-        self._gpadls.revoke(channel)
-        if channel.open is not None:
-            state.emit(DestroyPorts(offer_id))
-        channel.open = channel.reopen = channel.next_vp = None
-        channel.modifying = False
-        state.set_channel(channel, _S.REVOKED)
-        state.emit(RemoveOffer(offer_id))
-        if not was_reoffered:
-            state.send(RescindChannelOffer(channel.channel_id or 0))
-
-    def request_offers(self) -> None:
-        """REQUEST_OFFERS: every device, sorted, then ALL_OFFERS_DELIVERED. Once per connection."""
-        state = self._state
-        if state.connection.offers_sent:
-            state.complain("offers_sent_already", "the guest has asked for offers before", "REQUEST_OFFERS")
-            return
-        state.connection.offers_sent = True
-        waiting = [channel for channel in state.channels.by_offer.values() if channel.state is _S.CLIENT_RELEASED]
-        for channel in state.channels.sorted(waiting):
-            self._offer_to_guest(channel)
-        state.send(AllOffersDelivered())
-
-    def send_offer(self, channel: Channel) -> None:
-        """OFFER_CHANNEL for a channel that has its ID."""
-        state, params, channel_id = self._state, channel.params, channel.channel_id or 0
-        has_monitor = channel.monitor_id is not None and state.connection.monitor_pages is not None
-        state.send(
-            OfferChannel(
-                params.interface_id,
-                params.instance_id,
-                int(self._offered_flags(params)),
-                params.mmio_megabytes,
-                params.user_defined,
-                params.subchannel_index,
-                params.mmio_megabytes_optional,
-                channel_id,
-                channel.monitor_id if has_monitor and channel.monitor_id is not None else NO_MONITOR,
-                int(has_monitor),
-                1,
-                event_connection(channel_id, state.config.sint, state.config.vtl),
-            )
-        )
+        self._offers = offers
 
     # from the guest
 
@@ -215,6 +93,8 @@ class ChannelMachine:
             event_flag=message.channel_id & 0xFFFF,
             reserved=Target(message.target_vp, message.target_sint & 0xFF),
         )
+        if channel.state is _S.CLOSED:
+            channel.reserve = self._state.connection.agreed
         self._open(channel, params, OPEN_RESERVED_TABLE[channel.state], "OPEN_RESERVED_CHANNEL")
 
     def close(self, message: CloseChannel) -> None:
@@ -251,7 +131,7 @@ class ChannelMachine:
         if before is _S.REOFFERED:
             self._gpadls.release(channel)
             self._state.set_channel(channel, _S.CLOSED)
-            self.send_offer(channel)
+            self._offers.send_offer(channel)
         else:
             self._release(channel, at_once=False)
 
@@ -276,7 +156,7 @@ class ChannelMachine:
 
     def open_ended(self, offer_id: int, status: int) -> bool:
         """The device has opened (status 0) or has not; True when the channel is open now."""
-        channel = self._of(offer_id)
+        channel = self._state.of_offer(offer_id)
         if channel is None or channel.state not in (_S.OPENING, _S.OPENING_CLIENT_RELEASE) or not channel.restored:
             self._unexpected("open", channel)
             return False
@@ -288,7 +168,7 @@ class ChannelMachine:
         assert opened is not None
         if not is_open:
             self._state.emit(DestroyPorts(offer_id))
-            channel.open = None
+            channel.open = channel.reserve = None
         self._state.set_channel(channel, _S.OPEN if is_open else _S.CLOSED)
         self._state.send(OpenResult(channel.channel_id or 0, opened.open_id, status), opened.reserved)
         if not is_open and opened.reserved is not None:
@@ -298,11 +178,11 @@ class ChannelMachine:
     def close_ended(self, offer_id: int) -> None:
         """The device has closed."""
         state = self._state
-        channel = self._of(offer_id)
+        channel = self._state.of_offer(offer_id)
         if channel is None or not channel.restored:
             self._unexpected("close", channel)
         elif channel.state is _S.CLOSING:
-            opened, channel.open = channel.open, None
+            opened, channel.open, channel.reserve = channel.open, None, None
             state.set_channel(channel, _S.CLOSED)
             if opened is not None and opened.reserved is not None:
                 state.send(CloseReservedChannelResponse(channel.channel_id or 0), opened.reserved)
@@ -318,7 +198,7 @@ class ChannelMachine:
 
     def modify_ended(self, offer_id: int, status: int) -> None:
         """The device knows of its new processor."""
-        channel = self._of(offer_id)
+        channel = self._state.of_offer(offer_id)
         if channel is None or not channel.modifying or channel.state is not _S.OPEN:
             self._unexpected("modification", channel)
             return
@@ -337,10 +217,6 @@ class ChannelMachine:
                 self._release(channel, at_once=is_reset)
 
     # within
-
-    def _of(self, offer_id: int) -> Channel | None:
-        channel = self._state.channels.by_offer.get(offer_id)
-        return None if channel is None or channel.state is _S.REVOKED else channel
 
     def _addressed(self, channel_id: int, name: str) -> Channel | None:
         channel = self._state.channels.by_channel_id.get(channel_id)
@@ -366,34 +242,13 @@ class ChannelMachine:
         state = self._state
         target_vp = values["target_vp"]
         has_monitor = target_vp is not None and state.connection.monitor_pages is not None
-        flags = self._offered_flags(channel.params)
+        flags = self._offers.offered_flags(channel.params)
         return OpenParams(
             monitor_id=channel.monitor_id if has_monitor else None,
             confidential_ring=bool(flags & OfferFlags.CONFIDENTIAL_RING),
             confidential_external_memory=bool(flags & OfferFlags.CONFIDENTIAL_EXTERNAL_MEMORY),
             **values,  # type: ignore[arg-type]
         )
-
-    def _offered_flags(self, params: OfferParams) -> OfferFlags:
-        """The flags of an offer as far as they were agreed on."""
-        flags = params.flags
-        confidential = OfferFlags.CONFIDENTIAL_RING | OfferFlags.CONFIDENTIAL_EXTERNAL_MEMORY
-        if params.relayed:
-            flags &= ~confidential
-        else:
-            flags |= OfferFlags.CONFIDENTIAL_RING
-            if params.confidential_external_memory:
-                flags |= OfferFlags.CONFIDENTIAL_EXTERNAL_MEMORY
-        if not self._state.has(FeatureFlags.CONFIDENTIAL_CHANNELS):
-            flags &= ~confidential
-        if not self._state.has(FeatureFlags.GPA_PINNING):
-            flags &= ~OfferFlags.PINNED_EXTERNAL_MEMORY
-        return flags
-
-    def _offer_to_guest(self, channel: Channel) -> None:
-        self._state.channels.assign_id(channel)
-        self._state.set_channel(channel, _S.CLOSED)
-        self.send_offer(channel)
 
     def _open(self, channel: Channel, params: OpenParams, entry: ChannelState | str, name: str) -> None:
         if not self._goes(channel, entry, name):
@@ -409,10 +264,10 @@ class ChannelMachine:
         self._state.set_channel(channel, _S.OPENING)
         self.ask_open(channel, params)
 
-    def ask_open(self, channel: Channel, params: OpenParams) -> None:
+    def ask_open(self, channel: Channel, params: OpenParams, *, resume: bool = False) -> None:
         """The event ports first: the guest may signal before the device's answer reaches it."""
         self._state.emit(CreatePorts(channel.offer_id, channel.channel_id or 0, params))
-        self._state.emit(OpenDevice(channel.offer_id, params))
+        self._state.emit(ResumeDevice(channel.offer_id, params) if resume else OpenDevice(channel.offer_id, params))
 
     def _close_device(self, channel: Channel, after: ChannelState) -> None:
         channel.modifying, channel.next_vp = False, None
@@ -458,18 +313,11 @@ class ChannelMachine:
             self._close_device(channel, after)
         else:
             state.set_channel(channel, after)
-        channel.open = None
+        channel.open = channel.reserve = None
+        channel.restored = True
         state.channels.free_id(channel)
         if before is _S.REVOKED:
             state.channels.remove(channel)
-
-    def _forget(self, channel: Channel) -> None:
-        """The device is gone and the guest does not hold it: nothing is left."""
-        self._gpadls.drop(channel)
-        if channel.state is not _S.CLIENT_RELEASED:
-            self._state.emit(DestroyPorts(channel.offer_id))
-        self._state.channels.remove(channel)
-        self._state.emit(RemoveOffer(channel.offer_id))
 
 
 def _is_success(status: int) -> bool:

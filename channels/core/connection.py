@@ -173,12 +173,7 @@ class ConnectionMachine:
         if version is None or version > self._max_version():
             state.send(VersionResponse())
             return
-        supported = config.features
-        if not contact.trusted:
-            supported &= ~FeatureFlags.CONFIDENTIAL_CHANNELS
-        if not config.gpa_pinning:
-            supported &= ~FeatureFlags.GPA_PINNING
-        features = contact.features & supported
+        features = contact.features & state.supported_features(trusted=contact.trusted)
         try:
             pages = _pages(contact.parent_to_child, contact.child_to_parent)
             if contact.interrupt_page % PAGE_SIZE:

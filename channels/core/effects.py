@@ -34,6 +34,12 @@ class MonitorPages(msgspec.Struct, frozen=True):
     child_to_parent: int
 
 
+class SendSaved(Effect, frozen=True):
+    """Post to the guest what had not gone out when the server was saved, in order."""
+
+    data: bytes
+
+
 class SendMessage(Effect, frozen=True):
     """Post to the guest. With a `target`: now or never; else in order, when the SynIC takes it."""
 
@@ -108,6 +114,13 @@ class OpenDevice(Effect, frozen=True):
     params: OpenParams
 
 
+class ResumeDevice(Effect, frozen=True):
+    """After a restore: the device's channel is open, its rings are as they were. There is no answer."""
+
+    offer_id: int
+    params: OpenParams
+
+
 class CloseDevice(Effect, frozen=True):
     """Ask the device to close. Answer: `close_ended`."""
 
@@ -123,6 +136,15 @@ class ModifyDevice(Effect, frozen=True):
 
 class CreateGpadl(Effect, frozen=True):
     """Tell the device about guest memory. Answer: `gpadl_created`. `buffer` is the range buffer, checked."""
+
+    offer_id: int
+    gpadl_id: int
+    range_count: int
+    buffer: bytes
+
+
+class ResumeGpadl(Effect, frozen=True):
+    """After a restore: the device uses this guest memory. There is no answer."""
 
     offer_id: int
     gpadl_id: int

@@ -13,6 +13,8 @@ from broker.errors import ProtocolError
 from ..protocol.gparange import parse_gpa_ranges
 
 WORD = 8
+GPADL_COST = 16
+"""Words that a GPADL counts for besides those that it names."""
 
 
 class GpadlState(Enum):
@@ -41,6 +43,11 @@ class Gpadl:
         self.length = length // WORD * WORD
         self.buffer = b""
         self.state = GpadlState.IN_PROGRESS
+
+    @property
+    def cost(self) -> int:
+        """Words that it counts for."""
+        return self.length // WORD + GPADL_COST
 
     def append(self, data: bytes) -> bool:
         """Take more of the range buffer; True once it is whole. What does not fit is ignored."""

@@ -12,10 +12,10 @@ from broker.errors import ProtocolError
 
 from ..protocol.gpadl import GpadlBody, GpadlCreated, GpadlHeader, GpadlTeardown, GpadlTorndown
 from ..protocol.message import STATUS_SUCCESS, STATUS_UNSUCCESSFUL
-from .effects import CreateGpadl, GpadlChanged, TeardownGpadl
-from .gpadl import WORD, Gpadl, GpadlState
+from .effects import CreateGpadl, GpadlChanged, ResumeGpadl, TeardownGpadl
+from .gpadl import GPADL_COST, WORD, Gpadl, GpadlState
 from .offers import Channel, ChannelState
-from .server_state import GPADL_COST, ServerState
+from .server_state import ServerState
 
 _G = GpadlState
 _WITHOUT_DEVICE = (ChannelState.REVOKED, ChannelState.REOFFERED)
@@ -38,7 +38,7 @@ class GpadlMachine:
             self._fail(message.channel_id, message.gpadl_id, refusal or "there is no such channel")
             return
         gpadl = Gpadl(message.gpadl_id, message.range_count, message.range_buffer_length)
-        self._state.gpadl_words += _cost(gpadl)
+        self._state.gpadl_words += gpadl.cost
         channel.gpadls[gpadl.gpadl_id] = gpadl
         self._state.emit(GpadlChanged(message.channel_id, gpadl.gpadl_id, "", gpadl.state.value))
         if gpadl.append(message.data):
@@ -134,6 +134,17 @@ class GpadlMachine:
         for gpadl in list(channel.gpadls.values()):
             self._remove(channel, gpadl)
 
+    # after a restore
+
+    def resume(self, channel: Channel, gpadl: Gpadl) -> None:
+        """The device of a restored channel is there: it learns of its GPADLs, and is asked again what it had not answered."""
+        if gpadl.state is _G.OFFERED:
+            self.ask_create(channel, gpadl)
+        elif gpadl.state in (_G.ACCEPTED, _G.TEARING_DOWN):
+            self._state.emit(ResumeGpadl(channel.offer_id, gpadl.gpadl_id, gpadl.range_count, gpadl.buffer))
+            if gpadl.state is _G.TEARING_DOWN:
+                self._state.emit(TeardownGpadl(channel.offer_id, gpadl.gpadl_id))
+
     # within
 
     def _refusal(self, channel: Channel | None, message: GpadlHeader) -> str | None:
@@ -178,7 +189,7 @@ class GpadlMachine:
         del channel.gpadls[gpadl.gpadl_id]
         if self._state.gpadls_in_progress.get(gpadl.gpadl_id) is channel and gpadl.state is _G.IN_PROGRESS:
             del self._state.gpadls_in_progress[gpadl.gpadl_id]
-        self._state.gpadl_words -= _cost(gpadl)
+        self._state.gpadl_words -= gpadl.cost
         self._state.emit(GpadlChanged(channel.channel_id or 0, gpadl.gpadl_id, gpadl.state.value, ""))
 
     def _find(self, offer_id: int, gpadl_id: int) -> tuple[Channel | None, Gpadl | None]:
@@ -191,7 +202,3 @@ class GpadlMachine:
 
     def _unexpected(self, what: str, gpadl_id: int) -> None:
         self._state.complain("device_answer_unexpected", f"a device ended the {what} of GPADL {gpadl_id:#x}")
-
-
-def _cost(gpadl: Gpadl) -> int:
-    return gpadl.length // WORD + GPADL_COST

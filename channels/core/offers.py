@@ -9,6 +9,7 @@ from broker.errors import HostError
 from broker.hvdef import MONITOR_COUNT
 
 from ..protocol.ids import MAX_CHANNELS
+from ..protocol.parse import Agreed
 from .effects import OpenParams
 from .gpadl import Gpadl
 from .offer_params import OfferKey, OfferParams
@@ -57,6 +58,7 @@ class Channel:
         "owns_monitor",
         "params",
         "reopen",
+        "reserve",
         "restored",
         "state",
     )
@@ -72,6 +74,8 @@ class Channel:
         self.open: OpenParams | None = None
         """From Opening until the device has closed."""
         self.reopen: OpenParams | None = None
+        self.reserve: Agreed | None = None
+        """What was agreed on when it was opened as a reserved channel."""
         self.modifying = False
         self.next_vp: int | None = None
         """A target processor that waits for the modification before it (versions below 5.3)."""

@@ -10,6 +10,7 @@ Will not: move data, keep ports, know a SynIC. The rings and the SynIC are the s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from uuid import UUID
 
 from broker.errors import ProtocolError
@@ -23,13 +24,16 @@ from ..protocol.open import CloseChannel, CloseReservedChannel, ModifyChannel, O
 from ..protocol.parse import Sender, parse_message
 from ..protocol.versions import Version
 from ..protocol.wire import NO_GUID
+from . import saved
 from .channel import ChannelMachine
 from .connection import ConnectionMachine
-from .effects import ConnectHvsock, Effect, MonitorPages
+from .effects import ConnectHvsock, Effect, MonitorPages, SendSaved
 from .gpadl import GpadlState
 from .gpadls import GpadlMachine
 from .offer_params import OfferParams
+from .offering import OfferMachine
 from .offers import BUSY, ChannelState
+from .restoring import RestoreMachine
 from .server_state import ConnectionPhase, ServerConfig, ServerState
 
 MAX_HVSOCK_CONNECTS = 16
@@ -44,8 +48,12 @@ class ServerMachine:
     def __init__(self, config: ServerConfig | None = None) -> None:
         self.state = ServerState(config or ServerConfig())
         self._gpadls = GpadlMachine(self.state)
-        self._channels = ChannelMachine(self.state, self._gpadls)
+        self._offers = OfferMachine(self.state, self._gpadls)
+        self._channels = ChannelMachine(self.state, self._gpadls, self._offers)
+        self._restoring = RestoreMachine(self.state, self._gpadls, self._offers, self._channels)
         self._connection = ConnectionMachine(self.state, self._channels.release_all)
+        self._saved_messages: list[bytes] = []
+        self._saved_held: list[ChannelMessage] = []
 
     @property
     def may_receive(self) -> bool:
@@ -87,7 +95,7 @@ class ServerMachine:
             case Resume():
                 self._connection.resume()
             case RequestOffers():
-                self._channels.request_offers()
+                self._offers.request_offers()
             case OpenChannel():
                 self._channels.open(message)
             case OpenReservedChannel():
@@ -115,11 +123,11 @@ class ServerMachine:
 
     def offer(self, params: OfferParams) -> tuple[int, list[Effect]]:
         """A device offers: the number of its offer, and the effects. `OfferRefused`: one like it, or no ID is left."""
-        return self._channels.offer(params), self._take()
+        return self._offers.offer(params), self._take()
 
     def revoke(self, offer_id: int) -> list[Effect]:
         """The device is gone. Revoking what is gone does nothing."""
-        self._channels.revoke(offer_id)
+        self._offers.revoke(offer_id)
         return self._take()
 
     def open_ended(self, offer_id: int, status: int = STATUS_SUCCESS) -> tuple[bool, list[Effect]]:
@@ -172,6 +180,57 @@ class ServerMachine:
         """The VM is reset; `ResetDone` follows when every device has let go."""
         self.state.hvsock.clear()
         self._connection.reset()
+        return self._take()
+
+    # save and restore
+
+    def save(self, messages: Sequence[bytes] = ()) -> bytes:
+        """Everything that a guest relies on, as a document; `messages` are those that the shell has not posted yet.
+
+        Connects that a listener has not answered are refused in it.
+
+        `HostError` while monitor pages are the host's own.
+        """
+        state = self.state
+        unanswered = []
+        if state.connection.is_connected and state.connection.version >= Version.WIN10_RS3_0:
+            unanswered = [
+                TlConnectResult(request.endpoint_id, request.service_id, STATUS_CONNECTION_REFUSED).pack()
+                for request in state.hvsock
+            ]
+        return saved.encode(state, [*messages, *unanswered])
+
+    def restore(self, document: bytes) -> None:
+        """Take over a saved state, before there is a guest; devices may offer before and after.
+
+        `DamagedDocument`, `UnsupportedVersion`; `ConfigurationError` when this server does not allow what the saved one
+        had agreed on, `HostError` when it has been used. Then nothing has changed. Then each device says how it stands
+        (`restore_channel`), and `start` comes last; no messages of the guest before.
+        """
+        document_body = saved.decode(document)
+        saved.load(self.state, document_body)
+        self._saved_messages = document_body.messages
+        self._saved_held = [parse_message(data) for data in document_body.held]
+
+    def saved_state(self, offer_id: int) -> ChannelState | None:
+        """What the saved state says of a device's channel, None where it says nothing or the device has spoken."""
+        channel = self.state.channels.by_offer.get(offer_id)
+        return None if channel is None or channel.restored else channel.state
+
+    def restore_channel(self, offer_id: int, *, is_open: bool) -> list[Effect]:
+        """A device says whether its channel is open. `HostError` when that cannot be."""
+        self._restoring.restore(offer_id, is_open)
+        return self.state.take_effects()
+
+    def start(self) -> list[Effect]:
+        """All devices that came back have spoken: go on. Those that have not are rescinded, new ones are offered."""
+        for data in self._saved_messages:
+            self.state.emit(SendSaved(data))
+        self._saved_messages = []
+        self.state.held.extend(self._saved_held)
+        self._saved_held = []
+        self._connection.ask_again()
+        self._restoring.start()
         return self._take()
 
     # about it

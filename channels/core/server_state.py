@@ -11,6 +11,7 @@ import msgspec
 
 from broker.hvdef import Vtl
 
+from ..protocol.hvsock import TlConnectRequest
 from ..protocol.ids import MULTICLIENT_CONNECTION, REDIRECT_SINT, VMBUS_SINT
 from ..protocol.message import ChannelMessage
 from ..protocol.parse import Agreed
@@ -21,8 +22,6 @@ from .gpadl import Gpadl, GpadlState
 from .offers import Channel, ChannelState, ChannelTable
 
 GPADL_WORDS = 1 << 20
-GPADL_COST = 16
-"""Words that a GPADL counts for besides those that it names."""
 
 
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,7 +76,7 @@ class ContactRequest(msgspec.Struct, frozen=True):
 class NextAction(msgspec.Struct, frozen=True):
     """What follows once the connection is gone."""
 
-    kind: Literal["reset", "unload", "reconnect"]
+    kind: Literal["reset", "unload", "reconnect", "nothing"]
     contact: ContactRequest | None = None
 
 
@@ -130,13 +129,20 @@ class ServerState:
         self.gpadl_words = 0
         self.backend: deque[str] = deque()
         """What the requests that the backend has not answered are for, in order."""
-        self.hvsock: deque[object] = deque()
+        self.hvsock: deque[TlConnectRequest] = deque()
         """Connects that the host's listeners have not answered."""
         self.had_unload = False
+        self.unmatched: set[int] = set()
+        """Offers of a restored state whose devices have not come back."""
         self.held: deque[ChannelMessage] = deque()
         """Messages that wait for RESUME."""
         self.complaints: Counter[str] = Counter()
         self._effects: list[Effect] = []
+
+    def of_offer(self, offer_id: int) -> Channel | None:
+        """The channel of a device's offer, None once the device is gone."""
+        channel = self.channels.by_offer.get(offer_id)
+        return None if channel is None or channel.state is ChannelState.REVOKED else channel
 
     def emit(self, effect: Effect) -> None:
         """Ask the shell for something."""
@@ -169,6 +175,15 @@ class ServerState:
         """The GPADL goes over to another state."""
         self.emit(GpadlChanged(channel.channel_id or 0, gpadl.gpadl_id, gpadl.state.value, state.value))
         gpadl.state = state
+
+    def supported_features(self, *, trusted: bool) -> FeatureFlags:
+        """What may be agreed on with such a guest."""
+        features = self.config.features
+        if not trusted:
+            features &= ~FeatureFlags.CONFIDENTIAL_CHANNELS
+        if not self.config.gpa_pinning:
+            features &= ~FeatureFlags.GPA_PINNING
+        return features
 
     def has(self, feature: FeatureFlags) -> bool:
         """Was this feature agreed on?"""

@@ -34,6 +34,7 @@ from ..bus import Bus, Offer
 from ..channel import Channel, split_rings
 from ..core.effects import OpenParams
 from ..core.offer_params import OfferParams
+from ..core.offers import ChannelState
 from ..doorbell import Doorbell
 from ..protocol.gparange import GpaRange
 from ..protocol.message import STATUS_UNSUCCESSFUL
@@ -96,7 +97,6 @@ class DeviceChannel(Channel):
             interrupt.deliver()
 
         super().__init__(channel_id, bus.memory, rings, doorbell, signal, is_host=True, trace=bus.trace)
-        self.initialize()
 
     @property
     def subchannel_index(self) -> int:
@@ -141,8 +141,11 @@ class _Offered:
         self._subchannels: list[_Offered] = []
 
     async def begin(self) -> None:
-        """Offer it. `OfferRefused`."""
+        """Offer it. `OfferRefused`. Where the server was restored: go on with the channel as it was saved."""
         self._offer = await self.bus.offer(self.offer_params, self)
+        saved_state = self._offer.saved_state
+        if saved_state is not None:
+            self._offer.restore(is_open=saved_state is ChannelState.OPEN)
 
     def revoke(self) -> None:
         """Take it back, sub-channels first; idempotent."""
@@ -173,13 +176,30 @@ class _Offered:
         """Start the task that runs the channel."""
         try:
             channel = DeviceChannel(self, channel_id, params, interrupt, doorbell)
+            channel.initialize()
         except (PeerError, RefuseOpen) as error:
             _log.info("open_refused", channel_id=channel_id, reason=str(error))
             self._offer.open_ended(error.status if isinstance(error, RefuseOpen) else STATUS_UNSUCCESSFUL)
             return
+        self._start(channel, is_resumed=False)
+
+    def resume_channel(self, channel_id: int, params: OpenParams, interrupt: Interrupt, doorbell: Doorbell) -> None:
+        """Start the task again; the rings are as they were."""
+        try:
+            channel = DeviceChannel(self, channel_id, params, interrupt, doorbell)
+        except (PeerError, RefuseOpen) as error:
+            _log.info("channel_ended", channel_id=channel_id, reason=str(error))
+            return
+        self._start(channel, is_resumed=True)
+
+    def resume_gpadl(self, gpadl_id: int, ranges: tuple[GpaRange, ...]) -> None:
+        """Note it."""
+        self.gpadls[gpadl_id] = ranges
+
+    def _start(self, channel: DeviceChannel, *, is_resumed: bool) -> None:
         self._channel, self._scope, self._is_closing = channel, anyio.CancelScope(), False
-        begin = self.bus.turns.expect(("device", channel_id))
-        self._group.start_soon(self._run, begin, channel, self._scope)
+        begin = self.bus.turns.expect(("device", channel.channel_id))
+        self._group.start_soon(self._run, begin, channel, self._scope, is_resumed)
 
     def close_channel(self) -> None:
         """Stop the task; it answers when it is done."""
@@ -221,13 +241,13 @@ class _Offered:
     # the task of an open channel
 
     async def _run(
-        self, begin: Callable[[], Awaitable[None]], channel: DeviceChannel, scope: anyio.CancelScope
+        self, begin: Callable[[], Awaitable[None]], channel: DeviceChannel, scope: anyio.CancelScope, is_resumed: bool
     ) -> None:
         failure: Exception | None = None
         try:
             with scope:
                 await begin()
-                await self._serve(channel)
+                await self._serve(channel, is_resumed)
         except PartitionClosed:
             channel.end("the partition has ended")
         except (ChannelClosed, PeerError) as error:
@@ -246,7 +266,7 @@ class _Offered:
                 self._ended()
             self.bus.turns.leave()
 
-    async def _serve(self, channel: DeviceChannel) -> None:
+    async def _serve(self, channel: DeviceChannel, is_resumed: bool) -> None:
         try:
             await self._device.open(channel)
         except RefuseOpen as error:
@@ -254,7 +274,9 @@ class _Offered:
             self._offer.open_ended(error.status)
             return
         try:
-            if self._offer.open_ended():
+            if is_resumed:
+                channel.kick()
+            if is_resumed or self._offer.open_ended():
                 tick = self.bus.turns.clock.now() + KICK_DELAY
                 self.bus.turns.schedule(tick, ("kick", channel.channel_id), lambda: self._kick(channel))
                 await self._device.run(channel)

@@ -145,7 +145,7 @@ class IncomingRing:
             raise HostError("packets were read and not committed; commit before waiting for a signal")
         self._words[INTERRUPT_MASK] = 0
         # A full fence belongs here: the producer stores `in`, then looks at the mask.
-        return self._at < len(self._copy) or check_index(IN, self._words[IN], self._size) != self._out
+        return check_index(IN, self._words[IN], self._size) != self._out
 
     def check_unmasked(self) -> None:
         """`RingCorrupt` when somebody else has masked the signals that this end waits for."""

@@ -72,9 +72,12 @@ class OutgoingRing:
         self._staged: list[bytes] = []
         self._forms: dict[int, tuple[Callable[..., bytes], int, int]] = {}
         self._in = self._next = check_index(IN, self._words[IN], self._size)
-        self._pending = 0
+        self._pending = self._words[PENDING_SEND_SIZE]
+        """Whether this end waits; an earlier one may have left that behind."""
         self._room = 0
         self._load_room()
+        if self._pending:
+            self._room = 0
 
     def initialize(self) -> None:
         """Announce that this producer uses the pending send size, and that it does not wait now."""
