@@ -166,7 +166,8 @@ def explain(input_words: tuple[str, ...], kind: str | None, as_json: bool) -> No
 
     if kind is not None and kind not in explaining.KINDS:
         raise click.UsageError(f"no KIND is called {kind!r}, there are {', '.join(explaining.KINDS)}")
-    explanation = explaining.explain(_input_bytes(" ".join(input_words)), kind)
+    data, goes_on = _input_bytes(" ".join(input_words))
+    explanation = explaining.explain(data, kind, goes_on=goes_on)
     if as_json:
         _print_json_lines([explanation])
     else:
@@ -232,17 +233,17 @@ def _check_trace(trace: Trace | None) -> None:
         raise error
 
 
-def _input_bytes(text: str) -> bytes:
-    """The bytes that INPUT names; `UsageError` when it names none."""
+def _input_bytes(text: str) -> tuple[bytes, bool]:
+    """The bytes that INPUT names, and whether they go on behind what is meant. `UsageError` when it names none."""
     place = PLACE.fullmatch(text)
+    length = None if place is None else place["length"]
     if place is not None:
-        length = place["length"]
         data = _piece(Path(place["file"]), _number(place["offset"]), MOST_BYTES if length is None else _number(length))
     else:
         data = _from_hex(sys.stdin.buffer.read().decode(errors="replace") if text == "-" else text)
     if not data:
         raise click.UsageError("INPUT has no bytes")
-    return data
+    return data, place is not None and length is None
 
 
 def _number(text: str) -> int:
