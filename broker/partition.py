@@ -200,7 +200,10 @@ class Partition(anyio.AsyncContextManagerMixin):
     # life
 
     async def reset(self) -> None:
-        """Stop the processors and set the SynIC back to its first state. Ports stay registered; `wait_reset` returns."""
+        """Stop the processors and set the SynIC back to its first state. Ports stay registered.
+
+        Whoever waits in `wait_reset` goes on before this returns.
+        """
         self._check_open()
         task = anyio.get_current_task().id
         if any(run.is_task(task) for run in self._runs.values()):
@@ -216,6 +219,7 @@ class Partition(anyio.AsyncContextManagerMixin):
         if self.monitor is not None:
             self.monitor.page.set_gpa(None)
         self.synic_backend.reset()
+        await self.synic_backend.reset_heard()
 
     def save(self) -> bytes:
         """The whole SynIC state as a document, see `broker.state`. Call it while no processor runs guest code."""

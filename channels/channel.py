@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Self
 
+from broker.access import Turns
 from broker.errors import ChannelClosed, MemoryAccessError, ProtocolError, RingCorrupt
 from broker.hvdef import PAGE_SIZE
 from broker.memory import GuestMemory
@@ -58,6 +59,7 @@ class Channel:
         "memory",
         "outgoing",
         "trace",
+        "turns",
     )
 
     def __init__(
@@ -67,6 +69,7 @@ class Channel:
         rings: tuple[RingMemory, RingMemory],
         doorbell: Doorbell,
         signal: Callable[[], Awaitable[None]],
+        turns: Turns,
         *,
         is_host: bool,
         trace: Trace | None = None,
@@ -77,6 +80,8 @@ class Channel:
         self.memory = memory
         self.doorbell = doorbell
         self.trace = trace
+        self.turns = turns
+        """Where tasks wait that use this channel."""
         self.incoming = IncomingRing(upstream if is_host else downstream, strict=is_host)
         self.outgoing = OutgoingRing(downstream if is_host else upstream)
         self._side = "host" if is_host else "guest"

@@ -1,4 +1,4 @@
-"""What a VMBus client posts: one after another, in order, each tried again while the host has no room (Linux, `vmbus_post_msg`).
+"""What a VMBus client posts: in order, each again while the host has no room (Linux, `vmbus_post_msg`).
 
 It will: try up to 100 times, after 1 us, 2 us, 4 us and so on up to 131 ms, about 11 s in all; report a contact whose
 connection does not exist. It will not: post anything else while one is being tried, or go on after a post that failed.
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from broker.access import GuestSynic
+from broker.access import GuestSynic, Wakeup
 from broker.errors import ConnectionFailed
 from broker.hvdef import HvStatus
 from broker.trace import NO_CONTEXT, Context, Control
@@ -20,6 +20,7 @@ from broker.trace import NO_CONTEXT, Context, Control
 from .core.client_effects import Post
 from .protocol.ids import CHANNEL_MESSAGE
 from .protocol.message import MessageType
+from .protocol.parse import name_of
 
 MAX_TRIES = 100
 FIRST_DELAY_TICKS = 10
@@ -27,9 +28,7 @@ MAX_DELAY_TICKS = FIRST_DELAY_TICKS << 17
 ROOM = 64
 """Messages that may wait before requests wait as well."""
 
-TRY_AGAIN = frozenset(
-    {HvStatus.INSUFFICIENT_BUFFERS, HvStatus.INSUFFICIENT_MEMORY, HvStatus.INVALID_CONNECTION_ID}
-)
+TRY_AGAIN = frozenset({HvStatus.INSUFFICIENT_BUFFERS, HvStatus.INSUFFICIENT_MEMORY, HvStatus.INVALID_CONNECTION_ID})
 """Statuses that may pass: a server that restarts has no port for a while."""
 
 
@@ -43,7 +42,9 @@ class PostQueue:
         self._contact_refused = contact_refused
         self._queue: deque[tuple[Post, Context]] = deque()
         self._added = synic.turns.wakeup(("vmbus-post", synic.vp_index))
-        self._taken = synic.turns.wakeup(("vmbus-room", synic.vp_index))
+        self._waiting: deque[Wakeup] = deque()
+        """Requests that wait for room, oldest first."""
+        self._waits = 0
 
     def add(self, post: Post) -> None:
         """Post this after what was added before."""
@@ -52,9 +53,18 @@ class PostQueue:
         self._added.notify()
 
     async def wait_room(self) -> None:
-        """Wait until a request may add its messages."""
-        while len(self._queue) >= ROOM:
-            await self._taken.wait()
+        """Wait until a request may add its messages; whoever came first goes first."""
+        if len(self._queue) < ROOM and not self._waiting:
+            return
+        self._waits += 1
+        wakeup = self._synic.turns.wakeup(("vmbus-room", self._waits))
+        self._waiting.append(wakeup)
+        try:
+            while self._waiting[0] is not wakeup or len(self._queue) >= ROOM:
+                await wakeup.wait()
+        finally:
+            self._waiting.remove(wakeup)
+            self._wake_next()
 
     async def run(self) -> None:
         """Post what is added. `ConnectionFailed` when the host does not take it."""
@@ -62,21 +72,26 @@ class PostQueue:
             while not self._queue:
                 await self._added.wait()
             post, context = self._queue[0]
+            data = post.message.pack()
             trace = self._synic.trace
             if trace is not None:
                 trace.work_on(context)
-                name, channel_id = post.message.TYPE.name, channel_of(post.message)
+                name, channel_id = name_of(data)
                 control = trace.emit(Control, side="guest", direction="out", name=name, channel_id=channel_id)
                 trace.work_on((control, context[1]))
-            is_taken = await self._post(post)
+            is_taken = await self._post(post, data)
             self._queue.popleft()
-            self._taken.notify()
+            self._wake_next()
             if not is_taken:
                 self._contact_refused()
 
-    async def _post(self, post: Post) -> bool:
+    def _wake_next(self) -> None:
+        if self._waiting and len(self._queue) < ROOM:
+            self._waiting[0].notify()
+
+    async def _post(self, post: Post, data: bytes) -> bool:
         """False: a contact to a connection that does not exist."""
-        data, delay = post.message.pack(), FIRST_DELAY_TICKS
+        delay = FIRST_DELAY_TICKS
         turns, vp_index = self._synic.turns, self._synic.vp_index
         for _ in range(MAX_TRIES):
             status = await self._synic.post_message(post.connection_id, CHANNEL_MESSAGE, data)
@@ -94,9 +109,3 @@ class PostQueue:
             f"{post.message.TYPE.name} to connection {post.connection_id:#010x} was answered {status.name};"
             " the VMBus server is gone or does not keep up"
         )
-
-
-def channel_of(message: object) -> int:
-    """The channel that a message is about, 0 where it names none."""
-    channel_id: int = getattr(message, "channel_id", 0)
-    return channel_id

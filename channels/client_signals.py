@@ -48,11 +48,16 @@ class Signals:
         self._flags[channel_id] = flag
         self._doorbells[flag] = doorbell
 
-    def forget(self, channel_id: int) -> None:
-        """The channel's flag is free; idempotent."""
+    def forget(self, channel_id: int, reason: str) -> None:
+        """The channel has ended: so does its doorbell, and its flag is free. Idempotent."""
         flag = self._flags.pop(channel_id, None)
         if flag is not None:
-            del self._doorbells[flag]
+            self._doorbells.pop(flag).close(reason)
+
+    def forget_all(self, reason: str) -> None:
+        """All channels have ended."""
+        for channel_id in list(self._flags):
+            self.forget(channel_id, reason)
 
     def ring(self, flags: Iterable[int]) -> None:
         """These event flags were set."""

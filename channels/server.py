@@ -172,6 +172,7 @@ class VmbusServer(anyio.AsyncContextManagerMixin):
         if saved is not None:
             self.machine.restore(saved)
         self._counts: Counter[str] = Counter()
+        self._connects = 0
         self._is_open = False
         self._message_port: GuestMessagePort
         self._turns: Turns
@@ -290,11 +291,14 @@ class VmbusServer(anyio.AsyncContextManagerMixin):
 
     async def reset(self) -> None:
         """The VM is reset: drop what waits, let go of every channel; returns when every device has, too."""
+        self._begin_reset()
+        while self._is_resetting and self._is_open:
+            await self._reset_done.wait()
+
+    def _begin_reset(self) -> None:
         self._is_resetting = True
         self._incoming.clear()
         self.run(self.machine.reset())
-        while self._is_resetting and self._is_open:
-            await self._reset_done.wait()
 
     def stop(self) -> None:
         """Stand still: nothing is taken from the guest nor posted to it, and devices are asked nothing, until `start`."""
@@ -381,7 +385,7 @@ class VmbusServer(anyio.AsyncContextManagerMixin):
             await self._access.wait_reset()
             probe = await self._access.new_guest_message_port(self.config.vtl, 0, self.config.sint)
             probe.close()  # PartitionClosed instead, where it was the partition's end
-            await self.reset()
+            self._begin_reset()
 
     # effects
 
@@ -410,7 +414,9 @@ class VmbusServer(anyio.AsyncContextManagerMixin):
                     await ports.set_target_vp(effect.target_vp)
                 self._ask(effect.offer_id, lambda requests: requests.modify_channel(effect.target_vp))
             case do.ConnectHvsock():
-                self._group.start_soon(self._connect_hvsock, effect)
+                self._connects += 1
+                begin = self._turns.expect(("hvsock connect", self._connects))
+                self._group.start_soon(self._connect_hvsock, begin, effect)
             case _:
                 self._execute_at_once(effect)
 
@@ -526,9 +532,10 @@ class VmbusServer(anyio.AsyncContextManagerMixin):
             await self._message_port.set_target_vp(effect.target_vp)
         self.run(self.machine.connection_modified())
 
-    async def _connect_hvsock(self, effect: do.ConnectHvsock) -> None:
+    async def _connect_hvsock(self, begin: Callable[[], Awaitable[None]], effect: do.ConnectHvsock) -> None:
         request: TlConnectRequest = effect.request
         accepted = False
+        await begin()
         if self._listener is not None:
             try:
                 accepted = await self._listener(request.service_id, request.endpoint_id, effect.silo_id)
@@ -536,6 +543,7 @@ class VmbusServer(anyio.AsyncContextManagerMixin):
                 _log.error("hvsock_listener_failed", service=str(request.service_id), exc_info=error)
         self.run(self.machine.hvsock_connected(request, accepted=accepted))
         self._work.notify()
+        self._turns.leave()
 
     # the trace
 

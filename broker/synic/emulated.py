@@ -3,6 +3,7 @@ signal goes straight to the processor's machine."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
 import structlog
@@ -43,6 +44,9 @@ class EmulatedSynic:
         self._generation = 0
         self._is_open = True
         self._changed = port_map.turns.wakeup(("reset", 0))
+        self._waiting: Counter[int] = Counter()
+        """Who waits for a reset, by the generation in which the wait began."""
+        self._heard = port_map.turns.wakeup(("reset heard", 0))
 
     @property
     def prefer_os_events(self) -> bool:
@@ -84,8 +88,19 @@ class EmulatedSynic:
         generation = self._generation
         if not self._is_open:
             await self.port_map.turns.pause()  # a consumer that does not look why it returned must not spin
-        while self._is_open and self._generation == generation:
-            await self._changed.wait()
+        self._waiting[generation] += 1
+        try:
+            while self._is_open and self._generation == generation:
+                await self._changed.wait()
+        finally:
+            self._waiting[generation] -= 1
+            self._heard.notify()
+
+    async def reset_heard(self) -> None:
+        """Wait until everybody who waited for a reset goes on: what guests do after it comes later."""
+        while any(count for generation, count in self._waiting.items() if generation != self._generation):
+            await self._heard.wait()
+        self._waiting = +self._waiting
 
     def reset(self) -> None:
         """The partition was reset."""

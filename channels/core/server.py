@@ -65,10 +65,12 @@ class ServerMachine:
     def receive(self, data: bytes, *, trusted: bool = False, multiclient: bool = True) -> list[Effect]:
         """A message of the guest. `multiclient`: it came over a connection that several servers share.
 
-        Not to be called while `may_receive` is False.
+        While `may_receive` is False it is better kept: during a reset it would be refused.
         """
         connection = self.state.connection
         try:
+            if connection.is_resetting:
+                raise ProtocolError("channel message", 0, "none while the VM is being reset", "one")
             if connection.is_connected and connection.trusted and not trusted:
                 raise ProtocolError("channel message", 0, "a trusted message", "one that the host could have changed")
             message = parse_message(data, Sender.GUEST, connection.agreed)

@@ -96,7 +96,7 @@ class DeviceChannel(Channel):
         async def signal() -> None:
             interrupt.deliver()
 
-        super().__init__(channel_id, bus.memory, rings, doorbell, signal, is_host=True, trace=bus.trace)
+        super().__init__(channel_id, bus.memory, rings, doorbell, signal, bus.turns, is_host=True, trace=bus.trace)
 
     @property
     def subchannel_index(self) -> int:
@@ -228,7 +228,8 @@ class _Offered:
         if self._channel is None:
             self._offer.modify_ended()
         else:
-            self._group.start_soon(self._modify, self._channel, target_vp)
+            begin = self.bus.turns.expect(("device modify", self._channel.channel_id))
+            self._group.start_soon(self._modify, begin, self._channel, target_vp)
 
     def removed(self) -> None:
         """The offer is gone."""
@@ -243,7 +244,6 @@ class _Offered:
     async def _run(
         self, begin: Callable[[], Awaitable[None]], channel: DeviceChannel, scope: anyio.CancelScope, is_resumed: bool
     ) -> None:
-        failure: Exception | None = None
         try:
             with scope:
                 await begin()
@@ -254,24 +254,26 @@ class _Offered:
             channel.end(str(error))
             _log.info("channel_ended", channel_id=channel.channel_id, reason=str(error))
         except Exception as error:
-            failure = error
-            _log.error("device_failed", channel_id=channel.channel_id, exc_info=error)
+            self._fail(channel, error)
         finally:
             self._scope = None
-            if failure is not None:
-                self._errors.append(failure)
-                self.revoke()
-                self._group.cancel_scope.cancel()
-            elif self._is_closing:
+            if self._is_closing:
                 self._ended()
             self.bus.turns.leave()
+
+    def _fail(self, channel: DeviceChannel, error: Exception) -> None:
+        """The device is broken: its offer goes, and its author sees why."""
+        _log.error("device_failed", channel_id=channel.channel_id, exc_info=error)
+        self._errors.append(error)
+        self.revoke()
+        self._group.cancel_scope.cancel()
 
     async def _serve(self, channel: DeviceChannel, is_resumed: bool) -> None:
         try:
             await self._device.open(channel)
         except RefuseOpen as error:
-            self._channel = None
             self._offer.open_ended(error.status)
+            self._let_go()
             return
         try:
             if is_resumed:
@@ -282,6 +284,8 @@ class _Offered:
                 await self._device.run(channel)
         finally:
             with anyio.CancelScope(shield=True):
+                # Channels that are closed at once take turns again, so that a seed decides their order.
+                await self.bus.turns.expect(("device", channel.channel_id))()
                 await self._device.close(channel)
 
     def _kick(self, channel: DeviceChannel) -> None:
@@ -289,15 +293,25 @@ class _Offered:
         if channel is self._channel and channel.doorbell.ended is None:
             channel.kick()
 
-    async def _modify(self, channel: DeviceChannel, target_vp: int) -> None:
-        await self._device.modify(channel, target_vp)
-        self._offer.modify_ended()
+    async def _modify(self, begin: Callable[[], Awaitable[None]], channel: DeviceChannel, target_vp: int) -> None:
+        try:
+            await begin()
+            await self._device.modify(channel, target_vp)
+            self._offer.modify_ended()
+        except Exception as error:
+            self._fail(channel, error)
+        finally:
+            self.bus.turns.leave()
 
     def _ended(self) -> None:
         """Nothing uses the rings any more."""
-        self._channel = None
         self._is_closing = False
         self._offer.close_ended()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """GPADLs that the guest wanted back meanwhile are free now."""
+        self._channel = None
         for gpadl_id in sorted(self._torn_down_later):
             self.gpadls.pop(gpadl_id, None)
             self._offer.gpadl_torn_down(gpadl_id)

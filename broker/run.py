@@ -1,0 +1,133 @@
+"""Plays a scenario (`channels.scenarios`) on a partition of its own and counts what happens."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from channels.scenarios import GuestRun, Scenario, ScenarioFailed, Settings
+from channels.scenarios.stage import GuestCode
+
+from .access import SynicPortAccess
+from .errors import ConfigurationError
+from .hvdef import Profile
+from .memory import GuestMemory
+from .partition import Partition, PartitionConfig
+from .processor import VirtualProcessor
+from .runs import ProcessorRun
+from .trace import Trace
+
+
+@dataclass
+class Report:
+    """What has happened so far."""
+
+    said: list[str] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    """Of real time."""
+    failure: str | None = None
+    """Why the scenario failed, None when it did not."""
+
+
+class PartitionStage:
+    """A `Stage` on a partition. `tell` is called after each change of the report."""
+
+    def __init__(
+        self, partition: Partition, settings: Settings, report: Report, tell: Callable[[Report], None]
+    ) -> None:
+        self.settings = settings
+        self._partition = partition
+        self._report = report
+        self._tell = tell
+
+    @property
+    def access(self) -> SynicPortAccess:
+        """For the host's side."""
+        return self._partition.synic()
+
+    @property
+    def memory(self) -> GuestMemory:
+        """Guest memory."""
+        return self._partition.memory
+
+    def start(self, vp_index: int, guest: GuestCode) -> GuestRun:
+        """Run guest code on a processor."""
+
+        async def on_processor(vp: VirtualProcessor) -> None:
+            await guest(vp.guest_synic())
+
+        return _Run(self._partition.start(vp_index, on_processor))
+
+    async def reset(self) -> None:
+        """Reset the VM."""
+        await self._partition.reset()
+
+    def say(self, sentence: str) -> None:
+        """Tell what has happened."""
+        self._report.said.append(sentence)
+        self._tell(self._report)
+
+    def count(self, what: str, number: int = 1) -> None:
+        """Add to a number of the summary."""
+        counts = self._report.counts
+        counts[what] = counts.get(what, 0) + number
+        self._tell(self._report)
+
+
+class _Run:
+    def __init__(self, run: ProcessorRun) -> None:
+        self._run = run
+
+    async def wait(self) -> None:
+        end = await self._run.wait()
+        if end.fault is not None:
+            raise end.fault
+
+
+def find_scenario(name: str) -> Scenario:
+    """The scenario that `module:name` names. `ConfigurationError` with a sentence when there is none."""
+    module_name, _, attribute = name.partition(":")
+    if not module_name or not attribute:
+        raise ConfigurationError(f"{name} names no scenario; say module:name, as in channels.scenarios:echo")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ConfigurationError(f"module {module_name} cannot be imported: {error}") from error
+    scenario = getattr(module, attribute, None)
+    if not isinstance(scenario, Scenario):
+        there = sorted(key for key, value in vars(module).items() if isinstance(value, Scenario))
+        raise ConfigurationError(f"{module_name} has no scenario {attribute}; it has {', '.join(there) or 'none'}")
+    return scenario
+
+
+async def play(
+    scenario: Scenario,
+    settings: Settings,
+    profile: Profile,
+    backend: str,
+    seed: int | None,
+    trace: Trace | None = None,
+    tell: Callable[[Report], None] = lambda report: None,
+) -> Report:
+    """Play it once. With a seed: turn by turn and in virtual time, the same on both loops; without: live."""
+    report = Report()
+    config = PartitionConfig(
+        vp_count=scenario.vp_count,
+        memory_size=scenario.memory_size,
+        profile=profile,
+        backend=backend,
+        seed=seed,
+        virtual_time=seed is not None,
+        trace=trace,
+    )
+    begin = time.perf_counter()
+    try:
+        async with Partition(config) as partition:
+            await scenario.play(PartitionStage(partition, settings, report, tell))
+    except ScenarioFailed as error:
+        report.failure = str(error)
+    report.seconds = time.perf_counter() - begin
+    return report
