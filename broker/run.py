@@ -26,8 +26,10 @@ class Report:
 
     said: list[str] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
-    seconds: float = 0.0
-    """Of real time."""
+    seconds: float | None = None
+    """Of real time, where that is what counts."""
+    ticks: int | None = None
+    """Of virtual time, where there is some: the same on both loops."""
     failure: str | None = None
     """Why the scenario failed, None when it did not."""
 
@@ -127,7 +129,10 @@ async def play(
     try:
         async with Partition(config) as partition:
             await scenario.play(PartitionStage(partition, settings, report, tell))
+            if seed is not None:
+                report.ticks = partition.clock.now()
     except ScenarioFailed as error:
         report.failure = str(error)
-    report.seconds = time.perf_counter() - begin
+    if seed is None:
+        report.seconds = time.perf_counter() - begin
     return report

@@ -16,7 +16,6 @@ from ..protocol.open import (
     CloseReservedChannel,
     CloseReservedChannelResponse,
     ModifyChannel,
-    ModifyChannelResponse,
     OpenChannel,
     OpenChannel2,
     OpenFlags,
@@ -105,6 +104,7 @@ class ChannelMachine:
         if channel.state is _S.OPEN and channel.is_reserved:
             self._refuse(channel, "it is open as a reserved channel", "CLOSE_CHANNEL")
         elif self._goes(channel, CLOSE_TABLE[channel.state], "CLOSE_CHANNEL"):
+            self._offers.fail_modification(channel)
             self._close_device(channel, _S.CLOSING)
 
     def close_reserved(self, message: CloseReservedChannel) -> None:
@@ -144,7 +144,7 @@ class ChannelMachine:
         if channel is None or opened is None or not is_open or opened.target_vp is None or vp == NO_INTERRUPTS:
             if channel is not None:
                 self._refuse(channel, "it is not open for interrupts, or would not be any more", "MODIFY_CHANNEL")
-            self._send_modified(message.channel_id, STATUS_UNSUCCESSFUL)
+            self._offers.send_modified(message.channel_id, STATUS_UNSUCCESSFUL)
         elif not channel.modifying:
             self._modify_device(channel, opened, vp)
         elif state.connection.version >= Version.IRON:
@@ -203,7 +203,7 @@ class ChannelMachine:
             self._unexpected("modification", channel)
             return
         channel.modifying = False
-        self._send_modified(channel.channel_id or 0, status)
+        self._offers.send_modified(channel.channel_id or 0, status)
         next_vp, channel.next_vp = channel.next_vp, None
         if next_vp is not None and channel.open is not None:
             self._modify_device(channel, channel.open, next_vp)
@@ -279,10 +279,6 @@ class ChannelMachine:
         channel.modifying = True
         channel.open = msgspec.structs.replace(opened, target_vp=vp)
         self._state.emit(ModifyDevice(channel.offer_id, vp))
-
-    def _send_modified(self, channel_id: int, status: int) -> None:
-        if self._state.connection.version >= Version.IRON:
-            self._state.send(ModifyChannelResponse(channel_id, status))
 
     def _end_released_open(self, channel: Channel, is_open: bool) -> None:
         if is_open:

@@ -97,7 +97,7 @@ class ConnectionMachine:
             state.send(ModifyConnectionResponse(_UNKNOWN_FAILURE))
             return
         connection.modifying = True
-        connection.monitor_pages = pages
+        connection.old_monitor_pages, connection.monitor_pages = connection.monitor_pages, pages
         self._ask_backend("modify", connection)
 
     def pause(self) -> None:
@@ -123,8 +123,11 @@ class ConnectionMachine:
         elif purpose == "modify":
             if connection.is_connected and connection.modifying:
                 connection.modifying = False
+                if status is not ConnectionState.SUCCESSFUL:
+                    connection.monitor_pages = connection.old_monitor_pages
+                connection.old_monitor_pages = None
                 state.send(ModifyConnectionResponse(status))
-        elif connection.phase is _P.DISCONNECTING:
+        elif purpose == "reset" and connection.phase is _P.DISCONNECTING:
             self._disconnected()
 
     def reset(self) -> None:
@@ -161,7 +164,7 @@ class ConnectionMachine:
         if connection.phase is _P.CONNECTING:
             self._ask_backend("connect", connection)
         elif connection.phase is _P.CONNECTED:
-            self._ask_backend("modify", connection)
+            self._ask_backend("modify" if connection.modifying else "restore", connection)
         elif connection.phase is _P.DISCONNECTING:
             connection.reset_sent = False
 
@@ -214,10 +217,11 @@ class ConnectionMachine:
             features = connection.features & ~FeatureFlags.SERVER_SPECIFIED_MONITOR_PAGES
             state.connection = Connection()
             state.connection.target_vp = connection.target_vp
-            if supported:
-                self._send_failure(version, features, status)
-            else:
-                state.send(VersionResponse())
+            if next_action is None or next_action.kind != "reset":
+                if supported:
+                    self._send_failure(version, features, status)
+                else:
+                    state.send(VersionResponse())
             self._run(next_action)
             return
         connection.phase = _P.CONNECTED
@@ -225,7 +229,8 @@ class ConnectionMachine:
         if host_pages is not None:
             connection.features |= FeatureFlags.SERVER_SPECIFIED_MONITOR_PAGES
             connection.monitor_pages, connection.host_owns_monitor_pages = host_pages, True
-        state.send(self._success(connection))
+        if next_action is None or next_action.kind != "reset":  # a guest that was reset has asked for nothing
+            state.send(self._success(connection))
         if next_action is not None:
             self._disconnect(next_action)
 

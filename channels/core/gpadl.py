@@ -35,7 +35,7 @@ class GpadlState(Enum):
 class Gpadl:
     """See the module. `length` is what the header announces, in bytes."""
 
-    __slots__ = ("buffer", "gpadl_id", "length", "range_count", "state")
+    __slots__ = ("buffer", "gpadl_id", "is_released", "length", "range_count", "state")
 
     def __init__(self, gpadl_id: int, range_count: int, length: int) -> None:
         self.gpadl_id = gpadl_id
@@ -43,6 +43,8 @@ class Gpadl:
         self.length = length // WORD * WORD
         self.buffer = b""
         self.state = GpadlState.IN_PROGRESS
+        self.is_released = False
+        """The guest that it was of has let go of the channel: only the device has yet to let go, and nobody is told."""
 
     @property
     def cost(self) -> int:

@@ -101,9 +101,8 @@ class GpadlMachine:
         if channel is None or gpadl is None or gpadl.state is not _G.TEARING_DOWN:
             self._unexpected("tear-down", gpadl_id)
             return
-        holds = not channel.is_released
         self._remove(channel, gpadl)
-        if holds:
+        if not gpadl.is_released:
             self._state.send(GpadlTorndown(gpadl_id))
 
     # with the channel
@@ -112,6 +111,7 @@ class GpadlMachine:
         """The guest lets go of the channel: no more answers; the device lets go of what it uses."""
         has_device = channel.state not in _WITHOUT_DEVICE
         for gpadl in list(channel.gpadls.values()):
+            gpadl.is_released = True
             if gpadl.state is _G.IN_PROGRESS or not has_device:
                 self._remove(channel, gpadl)
             elif gpadl.state is _G.OFFERED:
@@ -127,7 +127,10 @@ class GpadlMachine:
                 self._state.send(GpadlCreated(channel.channel_id or 0, gpadl.gpadl_id, STATUS_UNSUCCESSFUL))
             elif gpadl.state is _G.TEARING_DOWN:
                 self._remove(channel, gpadl)
-                self._state.send(GpadlTorndown(gpadl.gpadl_id))
+                if not gpadl.is_released:
+                    self._state.send(GpadlTorndown(gpadl.gpadl_id))
+            elif gpadl.state is _G.OFFERED_TEARING_DOWN:
+                self._remove(channel, gpadl)
 
     def drop(self, channel: Channel) -> None:
         """Device and guest have both let go of the channel."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 from broker.errors import HostError, OfferRefused
 
 from ..protocol.ids import NO_MONITOR, event_connection
+from ..protocol.message import STATUS_UNSUCCESSFUL
 from ..protocol.offer import AllOffersDelivered, OfferChannel, OfferFlags, RescindChannelOffer
-from ..protocol.versions import FeatureFlags
+from ..protocol.open import ModifyChannelResponse
+from ..protocol.versions import FeatureFlags, Version
 from .effects import DestroyPorts, RemoveOffer
 from .gpadls import GpadlMachine
 from .offer_params import OfferParams
@@ -65,10 +67,11 @@ class OfferMachine:
             return
         was_reoffered = channel.state is _S.REOFFERED
         self._gpadls.revoke(channel)
+        self.fail_modification(channel)
         if channel.open is not None:
             state.emit(DestroyPorts(offer_id))
-        channel.open = channel.reopen = channel.reserve = channel.next_vp = None
-        channel.modifying = False
+        channel.open = channel.reopen = channel.reserve = None
+        channel.restored = True
         state.set_channel(channel, _S.REVOKED)
         state.emit(RemoveOffer(offer_id))
         if not was_reoffered:
@@ -112,6 +115,17 @@ class OfferMachine:
                 event_connection(channel_id, state.config.sint, state.config.vtl),
             )
         )
+
+    def fail_modification(self, channel: Channel) -> None:
+        """The channel will not be open any more: a MODIFY_CHANNEL that waits for its device is answered for it."""
+        if channel.modifying:
+            channel.modifying, channel.next_vp = False, None
+            self.send_modified(channel.channel_id or 0, STATUS_UNSUCCESSFUL)
+
+    def send_modified(self, channel_id: int, status: int) -> None:
+        """MODIFY_CHANNEL_RESPONSE, from 5.3 on."""
+        if self._state.connection.version >= Version.IRON:
+            self._state.send(ModifyChannelResponse(channel_id, status))
 
     def offered_flags(self, params: OfferParams) -> OfferFlags:
         """The flags of an offer as far as they were agreed on."""

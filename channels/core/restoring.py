@@ -13,7 +13,7 @@ from .channel import ChannelMachine
 from .effects import CloseDevice, ModifyDevice
 from .gpadls import GpadlMachine
 from .offering import OfferMachine
-from .offers import ChannelState
+from .offers import Channel, ChannelState
 from .server_state import ServerState
 
 _S = ChannelState
@@ -56,8 +56,9 @@ class RestoreMachine:
                 f"the saved channel {channel.channel_id} is {channel.state.value}; its device cannot be {stands}"
             )
         channel.restored = True
-        for gpadl in channel.gpadls.values():
-            self._gpadls.resume(channel, gpadl)
+        if channel.state is not _S.REOFFERED:  # its GPADLs were of the device that was revoked
+            for gpadl in channel.gpadls.values():
+                self._gpadls.resume(channel, gpadl)
         opened = channel.open
         if channel.state is _S.OPENING and opened is not None:
             self._channels.ask_open(channel, opened, resume=is_open)
@@ -84,10 +85,12 @@ class RestoreMachine:
             if channel.offer_id in state.unmatched:
                 state.unmatched.discard(channel.offer_id)
                 self._offers.revoke(channel.offer_id)
+            elif not state.connection.is_connected:
+                self._forget(channel)
             elif not is_new:
                 self._gpadls.revoke(channel)
-                channel.open = channel.reopen = channel.reserve = channel.next_vp = None
-                channel.modifying = False
+                self._offers.fail_modification(channel)
+                channel.open = channel.reopen = channel.reserve = None
                 state.set_channel(channel, _S.REOFFERED)
                 state.send(RescindChannelOffer(channel.channel_id or 0))
         connection = state.connection
@@ -95,3 +98,10 @@ class RestoreMachine:
             waiting = [channel for channel in state.channels.by_offer.values() if channel.state is _S.CLIENT_RELEASED]
             for channel in state.channels.sorted(waiting):
                 self._offers.offer_to_guest(channel)
+
+    def _forget(self, channel: Channel) -> None:
+        """A reserved channel that its device does not go on with, and no guest to tell: it is the device's alone again."""
+        self._gpadls.drop(channel)
+        channel.open = channel.reopen = channel.reserve = None
+        self._state.set_channel(channel, _S.CLIENT_RELEASED)
+        self._state.channels.free_id(channel)

@@ -14,10 +14,12 @@ from uuid import UUID
 
 import msgspec
 
-from broker.errors import ConfigurationError, DamagedDocument, HostError, UnsupportedVersion
+from broker.errors import ConfigurationError, DamagedDocument, HostError, ProtocolError, UnsupportedVersion
 
 from ..protocol.ids import MAX_MESSAGE
-from ..protocol.parse import Agreed
+from ..protocol.message import ChannelMessage
+from ..protocol.offer import USER_AREA
+from ..protocol.parse import Agreed, Sender, parse_message
 from ..protocol.versions import NO_FEATURES, FeatureFlags, Version, find_version, version_label
 from .effects import MonitorPages, OpenParams
 from .gpadl import Gpadl, GpadlState
@@ -85,6 +87,8 @@ class SavedConnection(msgspec.Struct, frozen=True):
     modifying: bool
     paused: bool
     next: NextAction | None
+    old_monitor_pages: MonitorPages | None = None
+    """What a MODIFY_CONNECTION that is under way goes back to should it fail."""
 
 
 class SavedServer(msgspec.Struct, frozen=True):
@@ -106,17 +110,18 @@ class _Envelope(msgspec.Struct, frozen=True):
     body: bytes
 
 
-def encode(state: ServerState, messages: Sequence[bytes]) -> bytes:
-    """The document. `HostError` while monitor pages are the host's own: another host could not give the same."""
+def encode(state: ServerState, messages: Sequence[bytes], unanswered: Sequence[ChannelMessage] = ()) -> bytes:
+    """The document. `messages` have not gone out; `unanswered` come after all others. `HostError` while monitor pages are the host's own: another host could not give the same."""
     connection = state.connection
     if connection.host_owns_monitor_pages:
         raise HostError("a connection whose monitor pages the host has allocated cannot be saved")
+    last = [message.pack() for message in unanswered]
     saved = SavedServer(
         _save_connection(connection),
         state.had_unload,
         [_save_channel(channel) for _, channel in sorted(state.channels.by_channel_id.items())],
-        list(messages),
-        [message.pack() for message in state.held],
+        [*messages, *([] if connection.paused else last)],
+        [*(message.pack() for message in state.held), *(last if connection.paused else [])],
     )
     body = msgspec.msgpack.encode(saved)
     return msgspec.msgpack.encode(_Envelope(FORMAT, VERSION, zlib.crc32(body), body))
@@ -176,6 +181,7 @@ def _save_connection(connection: Connection) -> SavedConnection | None:
         connection.modifying,
         connection.paused,
         next_action,
+        connection.old_monitor_pages,
     )
 
 
@@ -187,6 +193,7 @@ def _load_connection(saved: SavedConnection) -> Connection:
     for name in ("trusted", "client_id", "interrupt_page", "monitor_pages", "target_vp", "offers_sent", "modifying"):
         setattr(connection, name, getattr(saved, name))
     connection.paused, connection.next = saved.paused, saved.next
+    connection.old_monitor_pages = saved.old_monitor_pages
     return connection
 
 
@@ -208,6 +215,7 @@ def _save_channel(channel: Channel) -> SavedChannel:
         [
             SavedGpadl(gpadl.gpadl_id, gpadl.range_count, gpadl.length, gpadl.buffer, gpadl.state.value)  # type: ignore[arg-type]
             for gpadl in channel.gpadls.values()
+            if not gpadl.is_released
         ],
     )
 
@@ -258,19 +266,30 @@ def _check(saved: SavedServer) -> None:
     if len(set(keys)) != len(keys):
         raise DamagedDocument("the server's saved state has an offer twice")
     for channel in saved.channels:
-        _check_channel(channel, saved.connection is None)
+        _check_channel(channel, saved.connection is None or saved.connection.phase != "connected")
     if any(len(message) > MAX_MESSAGE for message in (*saved.messages, *saved.held)):
         raise DamagedDocument("the server's saved state has a message that is too long")
     connection = saved.connection
-    if connection is not None and connection.phase != "connecting" and _is_torn(connection):
+    if connection is not None and _is_torn(connection):
         raise DamagedDocument("the saved connection contradicts itself")
     if saved.held and (saved.connection is None or not saved.connection.paused):
         raise DamagedDocument("the server's saved state holds messages without a pause")
+    try:
+        for message in saved.held:
+            parse_message(message, Sender.HOST)
+    except ProtocolError as error:
+        raise DamagedDocument(f"the server's saved state holds a message that is none: {error}") from error
 
 
 def _is_torn(connection: SavedConnection) -> bool:
-    """Only a connection that ends has something that is next."""
-    return (connection.phase == "disconnecting") != (connection.next is not None)
+    """Only a connection that ends has something that is next, and what is under way was agreed on."""
+    is_ending = connection.phase == "disconnecting"
+    return (
+        (connection.phase != "connecting" and is_ending != (connection.next is not None))
+        or (connection.modifying and not connection.features & FeatureFlags.MODIFY_CONNECTION)
+        or (connection.paused and not connection.features & FeatureFlags.PAUSE_RESUME)
+        or not _fit(32, connection.target_vp)
+    )
 
 
 def _check_channel(channel: SavedChannel, is_disconnected: bool) -> None:
@@ -287,6 +306,9 @@ def _check_channel(channel: SavedChannel, is_disconnected: bool) -> None:
         is_disconnected and not is_reserved and channel.state != "revoked",
         any(len(g.buffer) > g.length or g.length > 0xFFFF or g.length % 8 or len(g.buffer) % 8 for g in channel.gpadls),
         channel.monitor_id is not None and not 0 <= channel.monitor_id < 128,
+        not _fit(16, channel.key.subchannel_index, *(gpadl.range_count for gpadl in channel.gpadls)),
+        not _fit(32, channel.next_vp, *gpadl_ids),
+        not all(_can_be_told(params) for params in (channel.open, channel.reopen) if params is not None),
     )
     if any(contradictions):
         raise DamagedDocument(f"the saved state of channel {channel.channel_id} contradicts itself")
@@ -295,6 +317,23 @@ def _check_channel(channel: SavedChannel, is_disconnected: bool) -> None:
             gpadl = Gpadl(entry.gpadl_id, entry.range_count, entry.length)
             gpadl.buffer = entry.buffer
             gpadl.validate()
+
+
+def _can_be_told(params: OpenParams) -> bool:
+    """A guest can have said this in an open."""
+    target = params.reserved
+    numbers = (params.open_id, params.gpadl_id, params.target_vp, params.page_offset, params.connection_id)
+    return (
+        _fit(32, *numbers, None if target is None else target.vp)
+        and _fit(16, params.event_flag)
+        and _fit(8, None if target is None else target.sint)
+        and len(params.user_data) == USER_AREA
+    )
+
+
+def _fit(bits: int, *values: int | None) -> bool:
+    """Unsigned numbers of so many bits."""
+    return all(value is None or 0 <= value < 1 << bits for value in values)
 
 
 def _check_fits(state: ServerState, saved: SavedServer) -> None:

@@ -52,8 +52,6 @@ class ServerMachine:
         self._channels = ChannelMachine(self.state, self._gpadls, self._offers)
         self._restoring = RestoreMachine(self.state, self._gpadls, self._offers, self._channels)
         self._connection = ConnectionMachine(self.state, self._channels.release_all)
-        self._saved_messages: list[bytes] = []
-        self._saved_held: list[ChannelMessage] = []
 
     @property
     def may_receive(self) -> bool:
@@ -197,10 +195,10 @@ class ServerMachine:
         unanswered = []
         if state.connection.is_connected and state.connection.version >= Version.WIN10_RS3_0:
             unanswered = [
-                TlConnectResult(request.endpoint_id, request.service_id, STATUS_CONNECTION_REFUSED).pack()
+                TlConnectResult(request.endpoint_id, request.service_id, STATUS_CONNECTION_REFUSED)
                 for request in state.hvsock
             ]
-        return saved.encode(state, [*messages, *unanswered])
+        return saved.encode(state, messages, unanswered)
 
     def restore(self, document: bytes) -> None:
         """Take over a saved state, before there is a guest; devices may offer before and after.
@@ -211,8 +209,9 @@ class ServerMachine:
         """
         document_body = saved.decode(document)
         saved.load(self.state, document_body)
-        self._saved_messages = document_body.messages
-        self._saved_held = [parse_message(data) for data in document_body.held]
+        for data in document_body.messages:  # before all that comes of the restore
+            self.state.emit(SendSaved(data))
+        self.state.held.extend(parse_message(data) for data in document_body.held)
 
     def saved_state(self, offer_id: int) -> ChannelState | None:
         """What the saved state says of a device's channel, None where it says nothing or the device has spoken."""
@@ -226,11 +225,6 @@ class ServerMachine:
 
     def start(self) -> list[Effect]:
         """All devices that came back have spoken: go on. Those that have not are rescinded, new ones are offered."""
-        for data in self._saved_messages:
-            self.state.emit(SendSaved(data))
-        self._saved_messages = []
-        self.state.held.extend(self._saved_held)
-        self._saved_held = []
         self._connection.ask_again()
         self._restoring.start()
         return self._take()

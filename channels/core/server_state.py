@@ -97,6 +97,8 @@ class Connection:
         self.offers_sent = False
         self.modifying = False
         """A MODIFY_CONNECTION is under way."""
+        self.old_monitor_pages: MonitorPages | None = None
+        """While it is: the pages to go back to should it fail."""
         self.paused = False
         self.reset_sent = False
         """While disconnecting: nothing is left of the guest, and the backend has been told."""

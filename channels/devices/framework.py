@@ -275,14 +275,15 @@ class _Offered:
             self._offer.open_ended(error.status)
             self._let_go()
             return
+        tick = self.bus.turns.clock.now() + KICK_DELAY
+        kick = self.bus.turns.schedule(tick, ("kick", channel.channel_id), lambda: self._kick(channel))
         try:
             if is_resumed:
                 channel.kick()
             if is_resumed or self._offer.open_ended():
-                tick = self.bus.turns.clock.now() + KICK_DELAY
-                self.bus.turns.schedule(tick, ("kick", channel.channel_id), lambda: self._kick(channel))
                 await self._device.run(channel)
         finally:
+            kick.cancel()
             with anyio.CancelScope(shield=True):
                 # Channels that are closed at once take turns again, so that a seed decides their order.
                 await self.bus.turns.expect(("device", channel.channel_id))()

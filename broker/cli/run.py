@@ -1,0 +1,128 @@
+"""`vmbus run`: a scenario, with a summary that is live on a terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import click
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from channels.protocol import Version
+from channels.scenarios import Settings
+
+from ..hvdef import PROFILES
+from ..run import Report, find_scenario, play
+from .common import REFUSED, check_trace, console, open_trace, print_json_lines, run_on, scene_options
+
+VERSIONS = {version.label: version for version in Version}
+
+
+@click.command()
+@click.argument("scenario_name", metavar="MODULE:NAME")
+@click.option(
+    "--version", type=click.Choice(list(VERSIONS)), help="The VMBus version that the guest asks for; else the newest."
+)
+@click.option(
+    "--packets", type=click.IntRange(1), default=1000, show_default=True, help="Packets through each channel."
+)
+@click.option("--payload", type=click.IntRange(1), default=240, show_default=True, help="Bytes of data in a packet.")
+@click.option("--channels", type=click.IntRange(1), default=3, show_default=True, help="Sub-channels or devices.")
+@click.option("--rounds", type=click.IntRange(1), default=10, show_default=True, help="Resets, where there are some.")
+@click.option("--live", is_flag=True, help="As fast as it goes, in real time; the seed decides nothing.")
+@scene_options
+def run(
+    scenario_name: str,
+    version: str | None,
+    packets: int,
+    payload: int,
+    channels: int,
+    rounds: int,
+    live: bool,
+    as_json: bool,
+    loop: str,
+    seed: int,
+    profile: str,
+    backend: str,
+    trace_file: Path | None,
+) -> None:
+    """Run a scenario: host devices and guest code under one name.
+
+    \b
+    channels.scenarios:hello          connect, open, say hello, close, unload
+    channels.scenarios:echo           packets in batches, each checked as it comes back
+    channels.scenarios:subchannels    sub-channels asked for in-band and used at once
+    channels.scenarios:reset_storm    the VM is reset in the middle of traffic
+    channels.scenarios:starved_guest  a guest asks without listening
+
+    Any other module's will do, too. The exit status is 1 when something is not as it has to be.
+    """
+    sys.path.insert(0, str(Path.cwd()))  # where a newcomer's own module is
+    scenario = find_scenario(scenario_name)
+    settings = Settings(
+        version=None if version is None else VERSIONS[version],
+        packets=packets,
+        payload=payload,
+        channels=channels,
+        rounds=rounds,
+    )
+    with ExitStack() as stack:
+        trace = open_trace(stack, trace_file) if trace_file else None
+        with _summary(None if as_json else console(), f"{scenario_name}: {scenario.about}") as tell:
+            report = run_on(
+                loop,
+                lambda: play(scenario, settings, PROFILES[profile], backend, None if live else seed, trace, tell),
+            )
+        check_trace(trace)
+    if as_json:
+        print_json_lines([report])
+    else:
+        _print_end(console(), report)
+    if report.failure is not None:
+        sys.exit(REFUSED)
+
+
+@contextmanager
+def _summary(out: Console | None, title: str) -> Iterator[Callable[[Report], None]]:
+    """Tells what happens while it does: in place on a terminal, else a line for each sentence."""
+    if out is None:
+        yield lambda report: None
+        return
+    if not out.is_terminal:
+        said = -1
+
+        def tell(report: Report) -> None:
+            nonlocal said
+            if said < 0:
+                out.print(Text(title))
+            for sentence in report.said[max(said, 0) :]:
+                out.print(Text(sentence))
+            said = len(report.said)
+
+        yield tell
+        return
+    newest: list[Report] = []
+    with Live(get_renderable=lambda: _picture(title, newest), console=out, refresh_per_second=10):
+        yield lambda report: newest.__setitem__(slice(None), [report])
+
+
+def _picture(title: str, newest: list[Report]) -> Group:
+    if not newest:
+        return Group()
+    (report,) = newest
+    counts = "   ".join(f"{what} {number}" for what, number in report.counts.items())
+    return Group(Text(title, style="bold"), *map(Text, report.said), Text(counts, style="green"))
+
+
+def _print_end(out: Console, report: Report) -> None:
+    for what, number in report.counts.items():
+        rate = f", {number / report.seconds:,.0f} a second" if report.ticks is None and report.seconds else ""
+        out.print(Text(f"{number} {what}{rate}"))
+    if report.ticks is not None:
+        out.print(Text(f"virtual time {report.ticks} ticks of 100 ns"))
+    if report.failure is not None:
+        out.print(Text(f"failed: {report.failure}", style="red"))

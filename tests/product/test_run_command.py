@@ -1,0 +1,83 @@
+"""`vmbus run`: scenarios by name, the summary, the exit status."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from channels.protocol import Version
+
+from .support import complaint, vmbus
+
+ECHO = "channels.scenarios:echo"
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "trio"])
+@pytest.mark.parametrize("version", [version.label for version in Version])
+def test_echo_negotiates_opens_and_echoes_1000_packets_at_every_version(version: str, loop: str) -> None:
+    result = vmbus("run", ECHO, "--version", version, "--loop", loop)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    assert f"the guest is connected, version {version}\n" in result.stdout
+    assert "1000 packets of 240 bytes came back as they were sent" in result.stdout
+    assert "\n1000 packets echoed\n" in result.stdout
+
+
+@pytest.mark.parametrize("name", ["hello", "subchannels", "reset_storm", "starved_guest"])
+def test_a_seed_prints_the_same_bytes_on_both_loops(name: str) -> None:
+    command = ("run", f"channels.scenarios:{name}", "--seed", "4", "--packets", "50", "--rounds", "2")
+    asyncio_, trio_ = (vmbus(*command, "--loop", loop) for loop in ("asyncio", "trio"))
+    assert asyncio_.returncode == trio_.returncode == 0, asyncio_.stderr + trio_.stderr
+    assert asyncio_.stdout == trio_.stdout
+    assert "virtual time" in asyncio_.stdout
+
+
+def test_live_says_how_fast_it_went() -> None:
+    result = vmbus("run", ECHO, "--live", "--packets", "200")
+    assert result.returncode == 0, result.stderr
+    assert "200 packets echoed, " in result.stdout
+    assert result.stdout.rstrip().endswith(" a second")
+
+
+def test_json_is_one_line() -> None:
+    result = vmbus("run", ECHO, "--json", "--packets", "10")
+    (line,) = result.stdout.splitlines()
+    report = json.loads(line)
+    assert report["counts"] == {"packets echoed": 10}
+    assert report["failure"] is None
+
+
+def test_a_trace_is_recorded(tmp_path: Path) -> None:
+    file = tmp_path / "trace.jsonl"
+    assert vmbus("run", ECHO, "--packets", "10", "--trace", file).returncode == 0
+    events = {json.loads(line).get("event") for line in file.read_text().splitlines()[1:]}
+    assert {"control", "channel", "gpadl", "ring", "post", "deliver"} <= events
+
+
+def test_a_scenario_of_ones_own_is_found_in_the_current_folder_and_its_failure_is_exit_status_1(tmp_path: Path) -> None:
+    (tmp_path / "my_scenarios.py").write_text(
+        "from channels.scenarios import Scenario, expect\n"
+        "async def _play(stage):\n"
+        "    stage.say('so far so good')\n"
+        "    expect(False, 'the sky is not green')\n"
+        "green = Scenario(about='fails', play=_play)\n"
+    )
+    vmbus_program = Path(sys.executable).with_name("vmbus")
+    command = [vmbus_program, "run", "my_scenarios:green"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    assert result.returncode == 1, result.stderr
+    assert result.stdout.splitlines()[-1] == "failed: the sky is not green"
+    assert "so far so good" in result.stdout
+
+
+def test_what_is_no_scenario_is_one_sentence() -> None:
+    assert "it has echo, hello" in complaint(vmbus("run", "channels.scenarios:nothing"))
+    assert "cannot be imported" in complaint(vmbus("run", "no_such_module:echo"))
+    assert "say module:name" in complaint(vmbus("run", "echo"))
+    assert "9.9" in complaint(vmbus("run", ECHO, "--version", "9.9"))
+    assert "packets" in complaint(vmbus("run", ECHO, "--packets", "0"))
+    assert "kvm-arm64" in complaint(vmbus("run", ECHO, "--backend", "kvm-arm64"))
