@@ -141,5 +141,5 @@ def _is_placed(register: int, page: OverlayState, pages: int) -> bool:
 def _decode(data: bytes, kind: Any, what: str) -> Any:
     try:
         return msgspec.msgpack.decode(data, type=kind)
-    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, RecursionError) as error:
         raise DamagedDocument(f"{what} cannot be read: {error}") from error

@@ -9,12 +9,13 @@ to the ring what it likes. Nothing is queued on the way out: a full ring makes t
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Self
 
+import anyio
+
 from broker.access import Turns
-from broker.errors import ChannelClosed, MemoryAccessError, ProtocolError, RingCorrupt
+from broker.errors import ChannelClosed, MemoryAccessError, MessageTooLarge, ProtocolError, RingCorrupt
 from broker.hvdef import PAGE_SIZE
 from broker.memory import GuestMemory
 from broker.trace import Ring, Trace
@@ -23,17 +24,18 @@ from .doorbell import Doorbell
 from .protocol.gparange import GpaRange, TransferRange
 from .protocol.packet import (
     COMPLETION_REQUESTED,
+    FOOTER_SIZE,
     Packet,
     PacketType,
-    pack_completion,
     pack_gpa_direct,
-    pack_in_band,
     pack_transfer_pages,
 )
 from .ring import IncomingRing, OutgoingRing, RingMemory, footprint
 
 MAX_SET_APART = 1024
 """Packets that wait for `receive` while others wait for completions; no more are read before some are taken."""
+READ_AHEAD = 64
+"""Packets that `receive` takes from the ring at once."""
 FIRST_REQUEST_ID = 1 << 63
 """Transaction IDs that `request` draws: the upper half of the 64 bits."""
 
@@ -47,12 +49,13 @@ class Channel:
 
     __slots__ = (
         "_completions",
+        "_has_rings",
+        "_is_sorting",
         "_next_id",
         "_packets",
         "_reading",
         "_sending",
         "_side",
-        "_signal",
         "channel_id",
         "doorbell",
         "incoming",
@@ -68,13 +71,12 @@ class Channel:
         memory: GuestMemory,
         rings: tuple[RingMemory, RingMemory],
         doorbell: Doorbell,
-        signal: Callable[[], Awaitable[None]],
         turns: Turns,
         *,
         is_host: bool,
         trace: Trace | None = None,
     ) -> None:
-        """`rings`: guest to host, host to guest. `signal` tells the other end to look at both."""
+        """`rings`: guest to host, host to guest."""
         upstream, downstream = rings
         self.channel_id = channel_id
         self.memory = memory
@@ -85,16 +87,22 @@ class Channel:
         self.incoming = IncomingRing(upstream if is_host else downstream, strict=is_host)
         self.outgoing = OutgoingRing(downstream if is_host else upstream)
         self._side = "host" if is_host else "guest"
-        self._signal = signal
-        self._packets: deque[Packet] = deque()
+        self._packets: list[Packet] = []
         """Read, and not yet taken by `receive`."""
         self._completions: dict[int, Packet | None] = {}
         """By transaction ID, for `request`: None while it waits."""
+        self._is_sorting = False
+        """A request was given up: its completion may come yet, and is for nobody."""
         self._next_id = FIRST_REQUEST_ID
         self._reading = 0
         """Tasks that wait for packets; the interrupt mask is theirs."""
         self._sending = 0
-        """Tasks that wait for room."""
+        """Tasks that wait for room; the pending send size is theirs."""
+        self._has_rings = True
+
+    async def signal(self) -> None:
+        """Tell the other end to look at both rings. Nothing once the channel has ended."""
+        raise NotImplementedError
 
     def initialize(self) -> None:
         """Set up both rings as an end does that opens the channel."""
@@ -106,14 +114,17 @@ class Channel:
     async def receive(self) -> Packet:
         """The next packet that no `request` waits for."""
         while not self._packets:
-            await self._read(None)
-        return self._packets.popleft()
+            await self._read(READ_AHEAD)
+        packet = self._packets.pop(0)
+        self._taken(1)
+        return packet
 
     async def receive_batch(self) -> Sequence[Packet]:
         """All packets that are there, at least one. The cheapest way to read: the ring is looked at once."""
         while not self._packets:
             await self._read(None)
-        batch, self._packets = self._packets, deque()
+        batch, self._packets = self._packets, []
+        self._taken(len(batch))
         return batch
 
     def __aiter__(self) -> Self:
@@ -130,42 +141,55 @@ class Channel:
     async def send(self, payload: bytes, transaction_id: int = 0, *, completion: bool = False) -> None:
         """Send one packet, waiting for room. `MessageTooLarge` when it can never fit."""
         flags = COMPLETION_REQUESTED if completion else 0
-        while not self.outgoing.try_put(payload, transaction_id, flags):
-            await self._wait_for_room(footprint(len(payload)))
-        await self._publish(1)
+        await self._send(self.outgoing.try_put, footprint(len(payload)), payload, transaction_id, flags)
 
     async def send_batch(self, payloads: Sequence[bytes]) -> None:
-        """Send packets, as many at once as there is room for: one store and at most one signal for each such run."""
-        sent = 0
-        while sent < len(payloads):
-            count = self.outgoing.put_many(payloads[sent:] if sent else payloads)
-            if count:
-                sent += count
-                await self._publish(count)
-            else:
-                await self._wait_for_room(footprint(len(payloads[sent])))
+        """Send packets, as many at once as there is room for: one store and at most one signal for each such run.
+
+        `MessageTooLarge` as in `send`; those before the one that can never fit may have been sent.
+        """
+        self._check_ended()
+        outgoing, sent = self.outgoing, 0
+        try:
+            while sent < len(payloads):
+                count = outgoing.put_many(payloads[sent:] if sent else payloads)
+                if count:
+                    sent += count
+                    await self._publish(count)
+                else:
+                    await self._wait_for_room(footprint(len(payloads[sent])))
+        except RingCorrupt as error:
+            self.let_go(str(error))
+            raise
+        except (MessageTooLarge, ValueError):
+            await self._publish(outgoing.staged)
+            raise
 
     async def complete(self, packet: Packet, payload: bytes = b"") -> None:
         """Answer a packet that asked for it; nothing happens for one that did not."""
-        if packet.completion_requested:
-            await self.send_packet(pack_completion(packet.transaction_id, payload))
+        if packet.flags & COMPLETION_REQUESTED:
+            total = footprint(len(payload))
+            await self._send(self.outgoing.try_put, total, payload, packet.transaction_id, 0, PacketType.COMPLETION)
 
     async def request(self, payload: bytes, ranges: Iterable[GpaRange] = ()) -> Packet:
         """Send a packet, with guest memory where `ranges` are given, and wait for its completion, matched by transaction ID.
 
-        Others may send, request and receive meanwhile; packets that are no completion wait for `receive`.
+        Others may send, request and receive meanwhile; packets that are no completion wait for `receive`. The completion
+        of a request that was cancelled is dropped.
         """
         transaction_id = self._new_id()
         ranges = tuple(ranges)
-        if ranges:
-            packet = pack_gpa_direct(ranges, payload, transaction_id, True)
-        else:
-            packet = pack_in_band(payload, transaction_id, True)
         self._completions[transaction_id] = None
         try:
-            await self.send_packet(packet)
+            if ranges:
+                await self.send_gpa_direct(ranges, payload, transaction_id)
+            else:
+                await self.send(payload, transaction_id, completion=True)
             while (completion := self._completions[transaction_id]) is None:
-                await self._read(transaction_id)
+                await self._read(max(MAX_SET_APART - len(self._packets), 0), transaction_id)
+        except BaseException:
+            self._is_sorting = True
+            raise
         finally:
             del self._completions[transaction_id]
         return completion
@@ -184,9 +208,7 @@ class Channel:
 
     async def send_packet(self, packet: bytes) -> None:
         """Send what one of the `pack_` functions made, without its footer."""
-        while not self.outgoing.try_put_packet(packet):
-            await self._wait_for_room(len(packet) + 8)
-        await self._publish(1)
+        await self._send(self.outgoing.try_put_packet, len(packet) + FOOTER_SIZE, packet)
 
     # guest memory that packets name
 
@@ -216,7 +238,7 @@ class Channel:
         except MemoryAccessError as error:
             raise ProtocolError("GPA range", 0, "pages of guest memory", str(error)) from error
 
-    # signals
+    # signals and the end
 
     @property
     def peer_waits(self) -> bool:
@@ -224,91 +246,132 @@ class Channel:
         return self.outgoing.reader_needs_signal or self.incoming.writer_needs_signal
 
     def end(self, reason: str) -> None:
-        """The channel has ended: whoever waits gets `ChannelClosed` with this sentence."""
+        """The channel has ended: whoever waits, and whoever sends, gets `ChannelClosed` with this sentence.
+
+        What the other end had sent before may still be received.
+        """
         self.doorbell.close(reason)
+
+    def let_go(self, reason: str) -> None:
+        """End, and never look at the rings again: they are corrupt, or their memory will be used for something else."""
+        self.end(reason)
+        self._has_rings = False
 
     # within
 
-    async def _read(self, wanted: int | None) -> None:
-        """Read what is there, or wait once. `wanted`: the completion that the caller waits for, None for any packet."""
+    async def _read(self, limit: int | None, wanted: int = 0) -> None:
+        """Read what is there, at most `limit` packets, or wait once: always where `limit` is 0.
+
+        `wanted`: the completion that the caller waits for, 0 for none.
+        """
         doorbell = self.doorbell
         seen = doorbell.count
-        if len(self._packets) < MAX_SET_APART and await self._fill(wanted):
+        if limit != 0 and self._has_rings and await self._fill(limit, wanted):
             return
         self._check_ended()
         self._reading += 1
         try:
-            if len(self._packets) >= MAX_SET_APART or not self.incoming.unmask():
+            if limit == 0:
+                await doorbell.wait(seen)  # until some are taken
+            elif not self.incoming.unmask():
                 await doorbell.wait(seen)
                 if self._side == "host":
                     self.incoming.check_unmasked()
         except RingCorrupt as error:
-            self.end(str(error))
+            self.let_go(str(error))
             raise
         finally:
             self._reading -= 1
-            if not self._reading:
+            if not self._reading and doorbell.ended is None:
                 self.incoming.mask()
 
-    async def _fill(self, wanted: int | None) -> bool:
-        """Take all that is in the ring. True when there was something."""
+    async def _fill(self, limit: int | None, wanted: int) -> bool:
+        """Take what is in the ring. True when there was something."""
         try:
-            packets = self.incoming.read_batch()
-            if not packets:
-                return False
-            must_signal = self.incoming.commit()
+            packets = self.incoming.read_batch(limit)
         except RingCorrupt as error:
-            self.end(str(error))
+            self.let_go(str(error))
             raise
+        if not packets:
+            return False
+        must_signal = self.incoming.commit()
         if self.trace is not None:
             self._tell("read", len(packets), self.incoming, must_signal)
-        if not self._completions:
-            self._packets.extend(packets)
-        else:
+        if self._completions or self._is_sorting:
             self._sort(packets, wanted)
+        else:
+            self._packets += packets
         if must_signal:
             await self._signal()
         return True
 
-    def _sort(self, packets: list[Packet], wanted: int | None) -> None:
+    def _sort(self, packets: list[Packet], wanted: int) -> None:
         """Completions go to the requests that wait for them, and somebody else's wake up their tasks."""
         others = False
         for packet in packets:
-            is_answer = packet.packet_type == PacketType.COMPLETION and packet.transaction_id in self._completions
-            if is_answer:
-                self._completions[packet.transaction_id] = packet
-            else:
+            number = packet.transaction_id
+            if packet.packet_type is not PacketType.COMPLETION or not FIRST_REQUEST_ID <= number < self._next_id:
                 self._packets.append(packet)
-            others |= not is_answer or packet.transaction_id != wanted
+                others = True
+            elif number in self._completions:
+                self._completions[number] = packet
+                others |= number != wanted
         if others and self._reading:
             self.doorbell.ring()
+
+    def _taken(self, count: int) -> None:
+        """So many packets were taken. Requests that may read no more until then go on."""
+        if self._reading and len(self._packets) < MAX_SET_APART <= len(self._packets) + count:
+            self.doorbell.ring()
+
+    async def _send(self, put: Callable[..., bool], total: int, *packet: object) -> None:
+        """Stage one packet, which takes `total` bytes of the ring, waiting for room, and hand it over."""
+        self._check_ended()
+        try:
+            while not put(*packet):
+                await self._wait_for_room(total)
+        except RingCorrupt as error:
+            self.let_go(str(error))
+            raise
+        except ValueError:
+            await self._publish(0)
+            raise
+        await self._publish(1)
 
     async def _wait_for_room(self, total: int) -> None:
         doorbell = self.doorbell
         seen = doorbell.count
-        self._check_ended()
         self._sending += 1
         try:
             if not self.outgoing.request_room(total):
                 await doorbell.wait(seen)
-        except RingCorrupt as error:
-            self.end(str(error))
-            raise
         finally:
             self._sending -= 1
+            if not self._sending and doorbell.ended is None:
+                self.outgoing.withdraw_request()
 
     async def _publish(self, count: int) -> None:
+        """Hand over the packets that are staged: so many."""
         try:
             must_signal = self.outgoing.publish()
         except RingCorrupt as error:
-            self.end(str(error))
+            self.let_go(str(error))
             raise
         if self._sending:
             self.doorbell.ring()  # another sender's request for room went with this one's
-        if self.trace is not None:
+        if self.trace is not None and count:
             self._tell("write", count, self.outgoing, must_signal)
         if must_signal:
             await self._signal()
+
+    async def _signal(self) -> None:
+        """Signal the other end, which may wait for nothing else: also when the task is cancelled on the way."""
+        try:
+            await self.signal()
+        except anyio.get_cancelled_exc_class():
+            with anyio.CancelScope(shield=True):
+                await self.signal()
+            raise
 
     def _check_ended(self) -> None:
         if self.doorbell.ended is not None:

@@ -22,6 +22,7 @@ from .protocol.message import STATUS_SUCCESS
 
 FIRST_GPADL_ID = 0xE1E10
 """As in Linux."""
+_MAX_ID = 0xFFFF_FFFF
 
 
 class GuestGpadl(msgspec.Struct, frozen=True):
@@ -46,6 +47,8 @@ class ClientGpadls:
 
     async def create(self, channel_id: int, gpns: tuple[int, ...], *, is_allocated: bool) -> GuestGpadl:
         """Let the host use these pages. When that fails, allocated ones are freed."""
+        while self._machine.has_gpadl(self._next_id):  # a restored client has some already
+            self._next_id = (self._next_id + 1) & _MAX_ID
         gpadl = GuestGpadl(channel_id, self._next_id, gpns, is_allocated)
         try:
             buffer = GpaRange(len(gpns) * PAGE_SIZE, 0, gpns).pack()
@@ -55,7 +58,7 @@ class ClientGpadls:
             if is_allocated:
                 self._pages.free(gpns)
             raise
-        self._next_id += 1
+        self._next_id = (self._next_id + 1) & _MAX_ID
         self.add(gpadl)
         try:
             ended = await answer.wait()

@@ -6,7 +6,7 @@ will not: read or write rings.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 from broker.errors import BrokerError, ChannelClosed, HostError
@@ -29,38 +29,44 @@ from .ring.control import FEATURE_BITS, PENDING_SEND_SIZE_SUPPORTED
 class GuestChannel(Channel):
     """A channel as a driver sees it: `Channel`, and where its rings lie."""
 
-    __slots__ = ("gpadl_id", "gpns", "offer", "signal", "upstream_pages")
+    __slots__ = ("_has_interrupts", "_of_machine", "_signals", "gpadl_id", "gpns", "offer", "upstream_pages")
 
     def __init__(
         self,
         link: ClientConnection,
-        offer: OfferChannel,
+        channel: ClientChannel,
         gpadl: GuestGpadl,
         upstream_pages: int,
-        doorbell: Doorbell,
-        signal: Callable[[], Awaitable[None]],
+        *,
+        has_interrupts: bool,
     ) -> None:
+        """`RingCorrupt` when the host has spoilt the rings before the channel is open."""
         synic = link.synic
-        self.offer = offer
+        self.offer = channel.offer
         self.gpadl_id = gpadl.gpadl_id
         self.gpns = gpadl.gpns
         """Pages of both rings, the guest-to-host one first."""
         self.upstream_pages = upstream_pages
         """Pages of the guest-to-host ring, control page included."""
-        self.signal = signal
-        """Tell the host to look at both rings. Nothing once the channel has ended."""
+        self._of_machine = channel
+        self._signals = link.signals
+        self._has_interrupts = has_interrupts
         pages = (gpadl.gpns[:upstream_pages], gpadl.gpns[upstream_pages:])
         upstream, downstream = (RingMemory.of_pages(synic.memory, gpns) for gpns in pages)
         super().__init__(
-            offer.channel_id,
+            gpadl.channel_id,
             synic.memory,
             (upstream, downstream),
-            doorbell,
-            signal,
+            Doorbell(synic.turns.wakeup(("vmbus-channel", gpadl.channel_id))),
             synic.turns,
             is_host=False,
             trace=synic.trace,
         )
+
+    async def signal(self) -> None:
+        """See `Channel.signal`."""
+        if self.doorbell.ended is None:
+            await self._signals.signal(self._of_machine, self._has_interrupts)
 
 
 class ClientOpens:
@@ -111,7 +117,7 @@ class ClientOpens:
         if channel is None or channel.state is not ChannelState.RESTORED or gpadl_id not in channel.gpadls:
             raise HostError(f"channel {offer.channel_id:#x} was not open over GPADL {gpadl_id:#010x} when it was saved")
         gpadl = GuestGpadl(offer.channel_id, gpadl_id, tuple(gpns), is_allocated=True)
-        opened = self._channel(channel, gpadl, upstream_pages, has_interrupts=True)
+        opened = GuestChannel(self._link, channel, gpadl, upstream_pages, has_interrupts=True)
         self._pages.take(gpns)
         self._link.do(self._machine.claim(offer.channel_id))
         self._gpadls.add(gpadl)
@@ -126,7 +132,7 @@ class ClientOpens:
         if channel is None:
             raise ChannelClosed(f"channel {channel_id:#x} was released")
         has_interrupts = request.target_vp != NO_INTERRUPTS
-        opened = self._channel(channel, gpadl, request.upstream_pages, has_interrupts=has_interrupts)
+        opened = GuestChannel(self._link, channel, gpadl, request.upstream_pages, has_interrupts=has_interrupts)
         opened.initialize()
         answer = self._link.ask(OpenEnded, channel_id, partial(self._machine.open, channel_id, request))
         self._listen(channel, opened)
@@ -147,18 +153,6 @@ class ClientOpens:
             raise
         self.by_channel[channel_id] = opened
         return opened
-
-    def _channel(
-        self, channel: ClientChannel, gpadl: GuestGpadl, upstream_pages: int, *, has_interrupts: bool
-    ) -> GuestChannel:
-        """The channel over these rings. `RingCorrupt` when the host has spoilt them before it is open."""
-        doorbell = Doorbell(self._link.synic.turns.wakeup(("vmbus-channel", gpadl.channel_id)))
-
-        async def signal() -> None:
-            if doorbell.ended is None:
-                await self._link.signals.signal(channel, has_interrupts)
-
-        return GuestChannel(self._link, channel.offer, gpadl, upstream_pages, doorbell, signal)
 
     def _listen(self, channel: ClientChannel, opened: GuestChannel) -> None:
         """Ring the channel's doorbell from now on, before the host can know of the open."""

@@ -13,17 +13,13 @@ from broker.errors import ChannelClosed
 class Doorbell:
     """See the module. `count` is how often it was rung."""
 
-    __slots__ = ("_ended", "_wakeup", "count")
+    __slots__ = ("_wakeup", "count", "ended")
 
     def __init__(self, wakeup: Wakeup) -> None:
         self.count = 0
-        self._wakeup = wakeup
-        self._ended: str | None = None
-
-    @property
-    def ended(self) -> str | None:
+        self.ended: str | None = None
         """Why the channel has ended, None while it has not."""
-        return self._ended
+        self._wakeup = wakeup
 
     def ring(self) -> None:
         """The other end signals."""
@@ -32,15 +28,15 @@ class Doorbell:
 
     def close(self, reason: str) -> None:
         """The channel has ended: whoever waits, now or later, gets `ChannelClosed`. The first reason stays."""
-        if self._ended is None:
-            self._ended = reason
+        if self.ended is None:
+            self.ended = reason
             self._wakeup.notify()
 
     async def wait(self, seen: int) -> int:
         """Wait until `count` is not `seen`, and return it. `ChannelClosed` once the channel has ended."""
         while True:
-            if self._ended is not None:
-                raise ChannelClosed(self._ended)
+            if self.ended is not None:
+                raise ChannelClosed(self.ended)
             if self.count != seen:
                 return self.count
             await self._wakeup.wait()

@@ -25,7 +25,7 @@ async def guest(vp: VirtualProcessor, version: Version | None) -> None:
         print(f"guest: channel {offer.channel_id} is offered, to be signalled at connection {offer.connection_id:#x}")
         channel = await client.open(offer)
         answer = await channel.request(b"hello, echo")
-        print(f"guest: packet {answer.transaction_id:#x} was completed with {answer.payload.rstrip(bytes(1))}")
+        print(f"guest: packet {answer.transaction_id:#x} was completed with {answer.payload.rstrip(bytes(1))!r}")
         await client.close(channel)
     print("guest: unloaded")
 

@@ -29,7 +29,9 @@ class AddingDevice(Device):
         self.total = 0
 
     async def open(self, channel: DeviceChannel) -> None:
-        print(f"device: channel {channel.channel_id} opens, the guest says {channel.params.user_data.rstrip(bytes(1))}")
+        print(
+            f"device: channel {channel.channel_id} opens, the guest says {channel.params.user_data.rstrip(bytes(1))!r}"
+        )
 
     async def run(self, channel: DeviceChannel) -> None:
         async for packet in channel:

@@ -68,7 +68,7 @@ def read_trace(path: str | Path) -> Iterator[AnyEvent]:
     with Path(path).open("rb") as file:
         try:
             header = msgspec.json.decode(file.readline(), type=TraceHeader)
-        except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError):
+        except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, RecursionError):
             header = None
         if header is None or header.format != FORMAT:
             raise DamagedDocument(f"{path} is no trace file: its first line does not say so")
@@ -81,5 +81,5 @@ def read_trace(path: str | Path) -> Iterator[AnyEvent]:
                 if not line.endswith(b"\n"):
                     raise msgspec.DecodeError("the line is cut short")
                 yield _decoder.decode(line)
-            except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
+            except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, RecursionError) as error:
                 raise DamagedDocument(f"{path}, line {number}: no trace event ({error})") from error

@@ -188,8 +188,11 @@ class ChannelMachine:
                 state.send(CloseReservedChannelResponse(channel.channel_id or 0), opened.reserved)
                 self._end_reserved(channel)
         elif channel.state is _S.CLOSING_REOPEN:
-            reopen, channel.reopen = channel.reopen, None
+            opened, reopen = channel.open, channel.reopen
+            channel.reopen = channel.reserve = None
             assert reopen is not None
+            if opened is not None and opened.reserved is not None:
+                state.send(CloseReservedChannelResponse(channel.channel_id or 0), opened.reserved)
             self._begin_open(channel, reopen)
         elif channel.state is _S.CLOSING_CLIENT_RELEASE:
             state.set_channel(channel, _S.CLIENT_RELEASED)
@@ -215,6 +218,9 @@ class ChannelMachine:
         for channel in list(self._state.channels.by_offer.values()):
             if is_reset or not channel.is_reserved:
                 self._release(channel, at_once=is_reset)
+            elif channel.reopen is not None:  # that was for the connection
+                channel.reopen = None
+                self._state.set_channel(channel, _S.CLOSING)
 
     # within
 

@@ -79,6 +79,10 @@ class ClientMachine:
         """A channel to look at, None when there is none."""
         return self._channels.channels.get(channel_id)
 
+    def has_gpadl(self, gpadl_id: int) -> bool:
+        """True while this ID is in use on whichever channel."""
+        return self._channels.has_gpadl(gpadl_id)
+
     # connection
 
     def connect(self, request: ConnectRequest) -> list[Effect]:

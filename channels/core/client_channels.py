@@ -220,6 +220,10 @@ class ClientChannels:
         else:
             channel.is_modifying = True
 
+    def has_gpadl(self, gpadl_id: int) -> bool:
+        """See `ClientMachine.has_gpadl`."""
+        return gpadl_id in self._owners
+
     def held(self, channel_id: int) -> ClientChannel:
         """A channel that the user has not released. `ChannelClosed` when there is none."""
         channel = self.channels.get(channel_id)

@@ -171,5 +171,5 @@ def _check_unique(what: str, values: list[int]) -> None:
 def _decode(data: bytes, kind: Any, what: str) -> Any:
     try:
         return msgspec.msgpack.decode(data, type=kind)
-    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, RecursionError) as error:
         raise DamagedDocument(f"{what} cannot be read: {error}") from error

@@ -217,11 +217,13 @@ class ConnectionMachine:
             features = connection.features & ~FeatureFlags.SERVER_SPECIFIED_MONITOR_PAGES
             state.connection = Connection()
             state.connection.target_vp = connection.target_vp
-            if next_action is None or next_action.kind != "reset":
-                if supported:
-                    self._send_failure(version, features, status)
-                else:
-                    state.send(VersionResponse())
+            if next_action is not None and next_action.kind == "reset":
+                self.reset()  # there is no connection, but reserved channels may be open
+                return
+            if supported:
+                self._send_failure(version, features, status)
+            else:
+                state.send(VersionResponse())
             self._run(next_action)
             return
         connection.phase = _P.CONNECTED

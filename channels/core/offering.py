@@ -129,8 +129,8 @@ class OfferMachine:
 
     def offered_flags(self, params: OfferParams) -> OfferFlags:
         """The flags of an offer as far as they were agreed on."""
-        flags = params.flags
-        confidential = OfferFlags.CONFIDENTIAL_RING | OfferFlags.CONFIDENTIAL_EXTERNAL_MEMORY
+        flags = int(params.flags)  # an inverted IntFlag would lose the bits that have no name
+        confidential = int(OfferFlags.CONFIDENTIAL_RING | OfferFlags.CONFIDENTIAL_EXTERNAL_MEMORY)
         if params.relayed:
             flags &= ~confidential
         else:
@@ -140,8 +140,8 @@ class OfferMachine:
         if not self._state.has(FeatureFlags.CONFIDENTIAL_CHANNELS):
             flags &= ~confidential
         if not self._state.has(FeatureFlags.GPA_PINNING):
-            flags &= ~OfferFlags.PINNED_EXTERNAL_MEMORY
-        return flags
+            flags &= ~int(OfferFlags.PINNED_EXTERNAL_MEMORY)
+        return OfferFlags(flags)
 
     def _forget(self, channel: Channel) -> None:
         """The device is gone and there is no guest that holds it (a reserved channel may be open all the same)."""

@@ -34,7 +34,7 @@ from .offer_params import OfferParams
 from .offering import OfferMachine
 from .offers import BUSY, ChannelState
 from .restoring import RestoreMachine
-from .server_state import ConnectionPhase, ServerConfig, ServerState
+from .server_state import ConnectionPhase, HvsockConnect, ServerConfig, ServerState
 
 MAX_HVSOCK_CONNECTS = 16
 """Connects that may wait for the host's listeners; the shell takes no message while there are as many."""
@@ -116,7 +116,7 @@ class ServerMachine:
                 self._gpadls.teardown(message)
             case TlConnectRequest():
                 silo_id = message.silo_id if isinstance(message, TlConnectRequest2) else NO_GUID
-                self.state.hvsock.append(message)
+                self.state.hvsock.append(HvsockConnect(message, self.state.connection))
                 self.state.emit(ConnectHvsock(message, silo_id))
 
     # from devices
@@ -157,9 +157,10 @@ class ServerMachine:
     def hvsock_connected(self, request: TlConnectRequest, *, accepted: bool) -> list[Effect]:
         """A listener took the connection, and offers it, or nobody did: TL_CONNECT_RESULT, from 4.1 on."""
         state = self.state
-        if request in state.hvsock:
-            state.hvsock.remove(request)
-            if not accepted and state.connection.is_connected and state.connection.version >= Version.WIN10_RS3_0:
+        connect = next((connect for connect in state.hvsock if connect.request == request), None)
+        if connect is not None:
+            state.hvsock.remove(connect)
+            if not accepted and self._may_tell(connect):
                 state.send(TlConnectResult(request.endpoint_id, request.service_id, STATUS_CONNECTION_REFUSED))
         return self._take()
 
@@ -192,12 +193,11 @@ class ServerMachine:
         `HostError` while monitor pages are the host's own.
         """
         state = self.state
-        unanswered = []
-        if state.connection.is_connected and state.connection.version >= Version.WIN10_RS3_0:
-            unanswered = [
-                TlConnectResult(request.endpoint_id, request.service_id, STATUS_CONNECTION_REFUSED)
-                for request in state.hvsock
-            ]
+        unanswered = [
+            TlConnectResult(connect.request.endpoint_id, connect.request.service_id, STATUS_CONNECTION_REFUSED)
+            for connect in state.hvsock
+            if self._may_tell(connect)
+        ]
         return saved.encode(state, messages, unanswered)
 
     def restore(self, document: bytes) -> None:
@@ -276,6 +276,13 @@ class ServerMachine:
         )
         assert (connection.phase is ConnectionPhase.DISCONNECTING) <= (connection.next is not None)
         assert not state.held or connection.paused
+
+    def _may_tell(self, connect: HvsockConnect) -> bool:
+        """The guest may hear that nobody listens: the connection is the one that it asked over, and new enough."""
+        connection = self.state.connection
+        return (
+            connect.connection is connection and connection.is_connected and connection.version >= Version.WIN10_RS3_0
+        )
 
     def _take(self) -> list[Effect]:
         """The effects of one input. A device may have been the last to let go."""

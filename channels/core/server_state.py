@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from enum import Enum
-from typing import Literal
+from typing import Literal, NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -119,6 +119,13 @@ class Connection:
         return self.next is not None and self.next.kind == "reset"
 
 
+class HvsockConnect(NamedTuple):
+    """A guest's connect; nobody but the connection that it came over hears how it ended."""
+
+    request: TlConnectRequest
+    connection: Connection
+
+
 class ServerState:
     """See the module."""
 
@@ -131,7 +138,7 @@ class ServerState:
         self.gpadl_words = 0
         self.backend: deque[str] = deque()
         """What the requests that the backend has not answered are for, in order."""
-        self.hvsock: deque[TlConnectRequest] = deque()
+        self.hvsock: deque[HvsockConnect] = deque()
         """Connects that the host's listeners have not answered."""
         self.had_unload = False
         self.unmatched: set[int] = set()

@@ -64,7 +64,7 @@ def offer_flags(value: int, _: Seen) -> str | Wrong:
 def open_flags(value: int, _: Seen) -> str:
     """Flags of an open: a host masks off what has no name."""
     named = flag_names(value & OpenFlags.REDIRECT_INTERRUPT, OpenFlags)
-    junk = value & ~OpenFlags.REDIRECT_INTERRUPT
+    junk = value & ~int(OpenFlags.REDIRECT_INTERRUPT)  # an inverted IntFlag has no bits without a name
     return f"{named}; {junk:#x} is ignored" if junk else str(named)
 
 

@@ -90,6 +90,11 @@ class OutgoingRing:
         return self._in, self._words[OUT]
 
     @property
+    def staged(self) -> int:
+        """Packets that the next `publish` hands over."""
+        return len(self._staged)
+
+    @property
     def largest_packet(self) -> int:
         """Bytes, footer included, of the largest packet that this ring takes."""
         return self._largest
@@ -223,6 +228,12 @@ class OutgoingRing:
         self._words[PENDING_SEND_SIZE] = self._pending = round_up_8(wanted)
         # A full fence belongs here: the consumer stores `out`, then looks at the pending send size.
         return self._find_room(total)
+
+    def withdraw_request(self) -> None:
+        """Nobody waits for room any more: no signal is wanted."""
+        if self._pending:
+            self._words[PENDING_SEND_SIZE] = self._pending = 0
+            self._room = 0
 
     def _find_room(self, total: int) -> bool:
         """Load `out`; True when `total` bytes fit, and then this producer waits no more."""

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from broker.cli import COMMANDS
+
 from ..conformance.items import NOT_APPLICABLE, TOTAL
 from .support import ROOT, run, vmbus
 
@@ -31,15 +33,28 @@ def test_its_two_commands_need_nothing_but_python_and_end_in_the_main_job_and_in
     assert ".venv/bin/pytest" in command("test")
 
 
+EXAMPLES = re.findall(r"```python\n(.+?)```", README, re.DOTALL)
+PREAMBLE = """\
+from uuid import UUID
+import anyio
+from broker import Partition, PartitionConfig, receive_messages
+from channels.bus import OfferParams
+from channels.client import VmbusClient
+from channels.devices import Device, serve_devices
+from channels.server import VmbusServer
+
+INTERFACE, INSTANCE = UUID(int=1), UUID(int=2)
+
+async def main():
+"""
+
+
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_its_example_prints_what_its_comments_say(tmp_path: Path, backend: str) -> None:
-    (example,) = re.findall(r"```python\n(.+?)```", README, re.DOTALL)
+@pytest.mark.parametrize("example", EXAMPLES, ids=["synic", "vmbus"])
+def test_its_examples_print_what_their_comments_say(tmp_path: Path, example: str, backend: str) -> None:
     promised = re.findall(r"print\(.+?\) +# (.+)", example)
     script = tmp_path / "example.py"
-    script.write_text(
-        "import anyio\nfrom broker import Partition, PartitionConfig, receive_messages\n\n"
-        f"async def main():\n{textwrap.indent(example, '    ')}\n\nanyio.run(main, backend={backend!r})\n"
-    )
+    script.write_text(f"{PREAMBLE}{textwrap.indent(example, '    ')}\n\nanyio.run(main, backend={backend!r})\n")
     result = run(sys.executable, "-W", "error", script)
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines() == promised
@@ -53,7 +68,7 @@ def test_its_count_of_conformance_items_is_the_count() -> None:
 
 def test_every_command_it_lists_exists() -> None:
     listed = set(re.findall(r"^\| `vmbus (\w+)", README, re.MULTILINE))
-    assert listed == {"demo", "replay", "backends"}
+    assert listed == set(COMMANDS)
     assert all(vmbus(name, "--help").returncode == 0 for name in listed)
 
 

@@ -45,7 +45,12 @@ POST = kinds.Post(id=1, time=0, vp=0, vtl=0, connection_id=1, message_type=1, pa
 
 def _fields_of(kind: type[msgspec.Struct]) -> dict[str, Any]:
     """A strategy for each field of an event, by its type."""
-    strategies = {int: st.integers(-(1 << 63), (1 << 64) - 1), str: st.text(), bytes: st.binary(max_size=240)}
+    strategies = {
+        bool: st.booleans(),
+        int: st.integers(-(1 << 63), (1 << 64) - 1),
+        str: st.text(),
+        bytes: st.binary(max_size=240),
+    }
     return {field.name: strategies[field.type] for field in msgspec.structs.fields(kind)}
 
 

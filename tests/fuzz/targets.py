@@ -1,0 +1,199 @@
+"""All targets: what each reads, where it starts from, how long its inputs may be, and which decoders it covers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import NamedTuple
+
+from . import client, decoders, documents, rings, server
+
+DECODED = 1024
+"""Bytes of an input that is decoded once: four channel messages."""
+PLAYED = 2048
+"""Bytes of an input that is a script."""
+PAGES = 4096
+"""Bytes of an input that may be a page, or a script that fills a ring."""
+
+
+class Target(NamedTuple):
+    """A function from bytes to nothing, whose every exception is a defect."""
+
+    name: str
+    about: str
+    run: Callable[[bytes], None]
+    seeds: Callable[[], list[bytes]]
+    longest: int
+    """Bytes of an input."""
+    covers: tuple[str, ...]
+    """The decoders that it calls, as `module:name`."""
+
+
+TARGETS = {
+    target.name: target
+    for target in (
+        Target(
+            "channel-message",
+            "a channel message from either side, under every agreement",
+            decoders.channel_message,
+            decoders.channel_message_seeds,
+            DECODED,
+            tuple(
+                f"channels.protocol.{name}"
+                for name in ("parse:parse_message", "parse:message_type_of", "parse:name_of", "wire:unpack")
+            ),
+        ),
+        Target(
+            "packet-strict",
+            "a packet as hosts take it",
+            decoders.packet_strict,
+            decoders.packet_seeds,
+            DECODED,
+            ("channels.protocol.packet:parse_packet", "channels.protocol.packet:parse_shape"),
+        ),
+        Target(
+            "packet-lenient",
+            "a packet as guests take it",
+            decoders.packet_lenient,
+            decoders.packet_seeds,
+            DECODED,
+            ("channels.protocol.packet:parse_packet", "channels.protocol.packet:parse_shape"),
+        ),
+        Target(
+            "gpa-ranges",
+            "ranges of a GPADL or packet, and a transfer range in them",
+            decoders.gpa_ranges,
+            decoders.gpa_range_seeds,
+            DECODED,
+            ("channels.protocol.gparange:parse_gpa_ranges", "channels.protocol.gparange:resolve_transfer_range"),
+        ),
+        Target(
+            "pipe-header",
+            "a pipe's payload",
+            decoders.pipe_header,
+            decoders.pipe_header_seeds,
+            DECODED,
+            ("channels.protocol.packet:parse_pipe",),
+        ),
+        Target(
+            "synic-structures",
+            "message slots, timer payloads, hypercall inputs",
+            decoders.synic_structures,
+            decoders.synic_structure_seeds,
+            DECODED,
+            ("broker.hvdef.message:unpack", "broker.hvdef.hypercall:unpack"),
+        ),
+        Target(
+            "explain",
+            "anything, explained as any kind",
+            decoders.explanation,
+            decoders.explanation_seeds,
+            2 + PAGES,
+            ("channels.explain:explain",),
+        ),
+        Target(
+            "server-machine",
+            "a guest, devices and a backend",
+            server.server_machine,
+            server.server_seeds,
+            PLAYED,
+            ("channels.core.server:receive", "channels.core.server:restore"),
+        ),
+        Target(
+            "client-machine",
+            "a host and a user",
+            client.client_machine,
+            client.client_seeds,
+            PLAYED,
+            ("channels.core.client:receive", "channels.core.client:restore"),
+        ),
+        Target(
+            "server-saved-state",
+            "a server's document, and what follows its restore",
+            documents.server_saved_state,
+            documents.server_saved_state_seeds,
+            PLAYED,
+            ("channels.core.saved:decode", "channels.core.server:restore"),
+        ),
+        Target(
+            "client-saved-state",
+            "a client's document, and what follows its restore",
+            documents.client_saved_state,
+            documents.client_saved_state_seeds,
+            PLAYED,
+            ("channels.core.client_saved:decode", "channels.core.client:restore"),
+        ),
+        Target(
+            "partition-saved-state",
+            "a partition's document",
+            documents.partition_saved_state,
+            documents.partition_saved_state_seeds,
+            PLAYED,
+            ("broker.state:decode",),
+        ),
+        Target(
+            "trace-file",
+            "a trace",
+            documents.trace_file,
+            documents.trace_file_seeds,
+            PAGES,
+            ("broker.trace.file:read_trace",),
+        ),
+        Target(
+            "conversation-file",
+            "a recorded conversation, and what its replay would need",
+            documents.conversation_file,
+            documents.conversation_file_seeds,
+            PAGES,
+            tuple(f"broker.replay.conversation:{name}" for name in ("read_conversation", "decode_conversation")),
+        ),
+        Target(
+            "ring-incoming-strict",
+            "a host's consumer and a hostile producer",
+            rings.incoming_strict,
+            rings.incoming_seeds,
+            PAGES,
+            ("channels.ring.incoming:read", "channels.ring.incoming:read_batch"),
+        ),
+        Target(
+            "ring-incoming-lenient",
+            "a guest's consumer and a hostile producer",
+            rings.incoming_lenient,
+            rings.incoming_seeds,
+            PAGES,
+            ("channels.ring.incoming:read", "channels.ring.incoming:read_batch"),
+        ),
+        Target(
+            "ring-outgoing",
+            "a producer and a hostile consumer",
+            rings.outgoing,
+            rings.outgoing_seeds,
+            PLAYED,
+            (),
+        ),
+        Target(
+            "ring-scattered",
+            "either end over scattered pages, beside one buffer",
+            rings.scattered,
+            rings.scattered_seeds,
+            PAGES,
+            (),
+        ),
+        Target("ring-pages", "a ring over pages that a guest names", rings.pages, rings.pages_seeds, DECODED, ()),
+    )
+}
+"""By name, in the order in which they run."""
+
+
+def find_target(name: str) -> Target:
+    """A target by its name, or `module:function` for one from elsewhere. `LookupError` when there is none."""
+    if name in TARGETS:
+        return TARGETS[name]
+    module, separator, function = name.partition(":")
+    if not separator:
+        raise LookupError(f"no target is called {name!r}; there are {', '.join(TARGETS)}, or any module:function")
+    try:
+        run = getattr(import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise LookupError(f"there is no target {name!r}: {error}") from None
+    return Target(name, "from elsewhere", run, list, PLAYED, ())
