@@ -9,7 +9,7 @@ it is left.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Generic, Protocol, TypeVar
 
@@ -148,7 +148,7 @@ class LocalGuestSynic:
         array = self.memory.view(page.gpa + EVENT_FLAG_BYTES * sint, EVENT_FLAG_BYTES)
         bits = int.from_bytes(array, "little")
         array[:] = bytes(EVENT_FLAG_BYTES)
-        return {n for n in range(bits.bit_length()) if bits >> n & 1} or None
+        return set(_set_bits(bits)) or None
 
     async def _enable(self, sint: int) -> None:
         await self._enable_page(Msr.SIMP, 0)
@@ -191,3 +191,11 @@ class _Iterator(Generic[T]):
 
     async def __anext__(self) -> T:
         return await self._step()
+
+
+def _set_bits(bits: int) -> Iterator[int]:
+    """Their numbers, lowest first, in time that grows with how many are set and not with how high they are."""
+    while bits:
+        lowest = bits & -bits
+        yield lowest.bit_length() - 1
+        bits ^= lowest

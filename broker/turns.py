@@ -19,7 +19,7 @@ import anyio.lowlevel
 
 from .clock import TICKS_PER_SECOND, Clock
 from .errors import PartitionClosed
-from .event_loop import checkpoint_of_this_loop
+from .event_loop import checkpoint_of_this_loop, wakeup_of_this_loop
 
 SWEEP_TIMERS = 64
 
@@ -121,7 +121,8 @@ class Turns(ABC):
             heapq.heapify(self._timers)
             self._sweep_at = 2 * len(self._timers) + SWEEP_TIMERS
         heapq.heappush(self._timers, timer)
-        self._wake()
+        if self._timers[0] is timer:  # else the task that fires timers has an earlier one to wake up for
+            self._wake()
         return timer
 
     async def sleep_until(self, tick: int, key: Key) -> None:
@@ -172,34 +173,18 @@ class Turns(ABC):
             await changed.wait()
 
 
-class _LiveWakeup:
-    __slots__ = ("_event",)
-
-    def __init__(self) -> None:
-        self._event: anyio.Event | None = None
-
-    def notify(self) -> None:
-        if self._event is not None:
-            self._event.set()
-            self._event = None
-
-    async def wait(self) -> None:
-        if self._event is None:
-            self._event = anyio.Event()
-        await self._event.wait()
-
-
 class LiveTurns(Turns):
     """Whoever the event loop runs next is next."""
 
     def __init__(self, clock: Clock) -> None:
         super().__init__(clock)
         self.pause = checkpoint_of_this_loop()
+        self._new_wakeup = wakeup_of_this_loop()
         self._inputs: set[int] = set()
         """Descriptors that tasks wait for."""
 
     def wakeup(self, key: Key) -> Wakeup:
-        return _LiveWakeup()
+        return self._new_wakeup()
 
     async def wait_readable(self, fd: int, key: Key) -> bool:
         if fd < 0:

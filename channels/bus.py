@@ -31,6 +31,10 @@ class ChannelRequests(Protocol):
         """
         ...
 
+    def drop_open(self) -> None:
+        """The VM is reset while the channel opens: stop. There is no answer, and none to the open any more."""
+        ...
+
     def close_channel(self) -> None:
         """The guest has closed, or is gone. Answer: `Offer.close_ended`, once nothing uses the rings."""
         ...

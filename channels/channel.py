@@ -148,7 +148,7 @@ class Channel:
 
         `MessageTooLarge` as in `send`; those before the one that can never fit may have been sent.
         """
-        self._check_ended()
+        self.doorbell.check()
         outgoing, sent = self.outgoing, 0
         try:
             while sent < len(payloads):
@@ -158,6 +158,7 @@ class Channel:
                     await self._publish(count)
                 else:
                     await self._wait_for_room(footprint(len(payloads[sent])))
+                    self.doorbell.check()
         except RingCorrupt as error:
             self.let_go(str(error))
             raise
@@ -186,7 +187,7 @@ class Channel:
             else:
                 await self.send(payload, transaction_id, completion=True)
             while (completion := self._completions[transaction_id]) is None:
-                await self._read(max(MAX_SET_APART - len(self._packets), 0), transaction_id)
+                await self._read(max(MAX_SET_APART - len(self._packets), 0))
         except BaseException:
             self._is_sorting = True
             raise
@@ -259,23 +260,23 @@ class Channel:
 
     # within
 
-    async def _read(self, limit: int | None, wanted: int = 0) -> None:
+    async def _read(self, limit: int | None) -> None:
         """Read what is there, at most `limit` packets, or wait once: always where `limit` is 0.
 
-        `wanted`: the completion that the caller waits for, 0 for none.
+        Who waits has cleared the mask and found nothing, in one step. So the first packet that comes brings a signal,
+        which wakes everybody: whoever reads it then, all the others look again, and find what was theirs.
         """
         doorbell = self.doorbell
-        seen = doorbell.count
-        if limit != 0 and self._has_rings and await self._fill(limit, wanted):
+        if limit != 0 and self._has_rings and await self._fill(limit):
             return
-        self._check_ended()
+        doorbell.check()
         self._reading += 1
         try:
             if limit == 0:
-                await doorbell.wait(seen)  # until some are taken
+                await doorbell.next_ring()  # until some are taken
             elif not self.incoming.unmask():
-                await doorbell.wait(seen)
-                if self._side == "host":
+                await doorbell.next_ring()
+                if self._side == "host" and doorbell.ended is None:
                     self.incoming.check_unmasked()
         except RingCorrupt as error:
             self.let_go(str(error))
@@ -285,7 +286,7 @@ class Channel:
             if not self._reading and doorbell.ended is None:
                 self.incoming.mask()
 
-    async def _fill(self, limit: int | None, wanted: int) -> bool:
+    async def _fill(self, limit: int | None) -> bool:
         """Take what is in the ring. True when there was something."""
         try:
             packets = self.incoming.read_batch(limit)
@@ -298,26 +299,21 @@ class Channel:
         if self.trace is not None:
             self._tell("read", len(packets), self.incoming, must_signal)
         if self._completions or self._is_sorting:
-            self._sort(packets, wanted)
+            self._sort(packets)
         else:
             self._packets += packets
         if must_signal:
             await self._signal()
         return True
 
-    def _sort(self, packets: list[Packet], wanted: int) -> None:
-        """Completions go to the requests that wait for them, and somebody else's wake up their tasks."""
-        others = False
+    def _sort(self, packets: list[Packet]) -> None:
+        """Completions go to the requests that wait for them."""
         for packet in packets:
             number = packet.transaction_id
             if packet.packet_type is not PacketType.COMPLETION or not FIRST_REQUEST_ID <= number < self._next_id:
                 self._packets.append(packet)
-                others = True
             elif number in self._completions:
                 self._completions[number] = packet
-                others |= number != wanted
-        if others and self._reading:
-            self.doorbell.ring()
 
     def _taken(self, count: int) -> None:
         """So many packets were taken. Requests that may read no more until then go on."""
@@ -326,10 +322,11 @@ class Channel:
 
     async def _send(self, put: Callable[..., bool], total: int, *packet: object) -> None:
         """Stage one packet, which takes `total` bytes of the ring, waiting for room, and hand it over."""
-        self._check_ended()
+        self.doorbell.check()
         try:
             while not put(*packet):
                 await self._wait_for_room(total)
+                self.doorbell.check()
         except RingCorrupt as error:
             self.let_go(str(error))
             raise
@@ -340,11 +337,10 @@ class Channel:
 
     async def _wait_for_room(self, total: int) -> None:
         doorbell = self.doorbell
-        seen = doorbell.count
         self._sending += 1
         try:
             if not self.outgoing.request_room(total):
-                await doorbell.wait(seen)
+                await doorbell.next_ring()
         finally:
             self._sending -= 1
             if not self._sending and doorbell.ended is None:
@@ -372,10 +368,6 @@ class Channel:
             with anyio.CancelScope(shield=True):
                 await self.signal()
             raise
-
-    def _check_ended(self) -> None:
-        if self.doorbell.ended is not None:
-            raise ChannelClosed(self.doorbell.ended)
 
     def _new_id(self) -> int:
         while self._next_id in self._completions:

@@ -98,10 +98,13 @@ class VmbusClient(anyio.AsyncContextManagerMixin):
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncIterator[Self]:
-        async with self._link.run():
-            await self._connect()
-            yield self
-            await self.unload()
+        try:
+            async with self._link.run():
+                await self._connect()
+                yield self
+                await self.unload()
+        finally:
+            self._opens.forget_all("this client has ended")
 
     # what there is
 
@@ -245,7 +248,7 @@ class VmbusClient(anyio.AsyncContextManagerMixin):
         effects = self._machine.unload()
         self._link.forget("the client has unloaded")
         await self._link.request(done.UnloadEnded, None, lambda: effects)
-        self._opens.by_channel.clear()
+        self._opens.forget_all("the client has unloaded")
         self._gpadls.forget_all()
         self._free_own_pages()
 

@@ -104,12 +104,19 @@ class ClientOpens:
             return
         del self.by_channel[channel_id]
         self._link.signals.forget(channel_id, f"channel {channel_id:#x} was closed")
+        opened.let_go(f"channel {channel_id:#x} was closed")
         try:
             if self._machine.is_connected:
                 self._link.do(self._machine.close(channel_id))
                 await self._gpadls.take_back(self._gpadls.by_id[opened.gpadl_id])
         finally:
             self._link.unuse(channel_id)
+
+    def forget_all(self, reason: str) -> None:
+        """The connection has ended, and with it every channel: their pages may be used for something else."""
+        for opened in self.by_channel.values():
+            opened.let_go(reason)
+        self.by_channel.clear()
 
     def claim(self, offer: OfferChannel, gpadl_id: int, gpns: Sequence[int], upstream_pages: int) -> GuestChannel:
         """See `VmbusClient.claim`."""

@@ -25,7 +25,7 @@ import msgspec
 import structlog
 
 from broker.access import GuestMessagePort, MonitorPageGpas, PortHandle, SynicPortAccess, Turns, Wakeup
-from broker.errors import HostError, MemoryAccessError, OfferRefused, PartitionClosed
+from broker.errors import HostError, MemoryAccessError, OfferRefused, PartitionClosed, PortClosed
 from broker.hvdef import PAGE_SIZE, HvStatus, Vtl
 from broker.memory import GuestMemory
 from broker.trace import NO_CONTEXT, Channel, Context, Control, Gpadl, Trace
@@ -175,6 +175,9 @@ class VmbusServer(anyio.AsyncContextManagerMixin):
         self._connects = 0
         self._is_open = False
         self._message_port: GuestMessagePort
+        self._target_vp = 0
+        self._is_port_closed = False
+        """The server has stood still since it last posted."""
         self._turns: Turns
         self._trace: Trace | None = None
         self._work: Wakeup
@@ -213,16 +216,21 @@ class VmbusServer(anyio.AsyncContextManagerMixin):
             handle = await access.add_message_port(connection_id, config.vtl, _MessagePort(self, multiclient))
             stack.push_async_exit(handle)
         assert handle is not None
-        self._message_port = await access.new_guest_message_port(config.vtl, 0, config.sint)
-        stack.callback(self._message_port.close)
+        await self._open_message_port()
         self._turns, self._trace = handle.turns, handle.trace
         self._work, self._send, self._reset_done = (
             self._turns.wakeup((kind, 0)) for kind in ("vmbus work", "vmbus send", "vmbus reset")
         )
         self._is_open = True
 
+    async def _open_message_port(self) -> None:
+        config = self.config
+        self._message_port = await self._access.new_guest_message_port(config.vtl, self._target_vp, config.sint)
+        self._is_port_closed = False
+
     def _close(self) -> None:
         self._is_open = False
+        self._message_port.close()
         self._ports.close("the VMBus server has ended")
         self._incoming.clear()
         self._effects.clear()
@@ -303,6 +311,9 @@ class VmbusServer(anyio.AsyncContextManagerMixin):
     def stop(self) -> None:
         """Stand still: nothing is taken from the guest nor posted to it, and devices are asked nothing, until `start`."""
         self._is_running = False
+        if self._is_open:  # a post that waits for room waits here from now on
+            self._message_port.close()
+            self._is_port_closed = True
 
     def start(self) -> None:
         """Go on after `stop`, or begin after a restore: devices that have not come back are rescinded now."""
@@ -323,8 +334,14 @@ class VmbusServer(anyio.AsyncContextManagerMixin):
         """
         if self._is_running:
             raise HostError("stop the VMBus server before saving it")
-        waiting = [effect.message.pack() for effect, _ in self._effects if isinstance(effect, do.SendMessage)]
-        return self.machine.save([*(data for data, _ in self._outgoing), *waiting])
+        waiting = [data for data, _ in self._outgoing]
+        for effect, _ in self._effects:
+            match effect:
+                case do.SendSaved(data):
+                    waiting.append(data)
+                case do.SendMessage(message, None):  # one with a target goes out now or never
+                    waiting.append(message.pack())
+        return self.machine.save(waiting)
 
     # from the guest
 
@@ -364,19 +381,30 @@ class VmbusServer(anyio.AsyncContextManagerMixin):
         self.run(effects)
 
     async def _post_through(self) -> None:
+        told = None
         while True:
             if not self._outgoing or not self._is_running:
                 await self._send.wait()
                 continue
-            data, context = self._outgoing[0]
+            if self._is_port_closed:
+                await self._open_message_port()
+                continue
+            data, context = message = self._outgoing[0]
             if self._trace is not None:
                 self._trace.work_on(context)
-                self._tell(self._trace, "out", data)
-            with anyio.CancelScope() as self._post_scope:
-                if not self._message_port.try_post_message(CHANNEL_MESSAGE, data):
-                    await self._message_port.post_message(CHANNEL_MESSAGE, data)
-                self._outgoing.popleft()
-                self._counts["sent"] += 1
+                if message is not told:  # a stop may have interrupted its post
+                    self._tell(self._trace, "out", data)
+                    told = message
+            try:
+                with anyio.CancelScope() as self._post_scope:
+                    if not self._message_port.try_post_message(CHANNEL_MESSAGE, data):
+                        await self._message_port.post_message(CHANNEL_MESSAGE, data)
+                    self._counts["sent"] += 1
+                    if self._outgoing and self._outgoing[0] is message:  # a reset may have dropped it meanwhile
+                        self._outgoing.popleft()
+            except PortClosed:
+                if not self._is_port_closed:
+                    return  # the partition has ended
             if not self._outgoing:
                 self._work.notify()
 
@@ -424,6 +452,8 @@ class VmbusServer(anyio.AsyncContextManagerMixin):
         match effect:
             case do.OpenDevice() | do.ResumeDevice():
                 self._open_device(effect)
+            case do.DropOpen():
+                self._ask(effect.offer_id, lambda requests: requests.drop_open())
             case do.CloseDevice():
                 self._ask(effect.offer_id, lambda requests: requests.close_channel())
             case do.CreateGpadl():
@@ -497,8 +527,7 @@ class VmbusServer(anyio.AsyncContextManagerMixin):
 
     async def _modify_connection(self, effect: do.ModifyConnection) -> None:
         status, host_pages = ConnectionState.SUCCESSFUL, None
-        if effect.target_vp is not None:
-            await self._message_port.set_target_vp(effect.target_vp)
+        await self._aim(effect.target_vp)
         try:
             self._ports.drop_bitmap()
             if effect.interrupt_page is not None:
@@ -510,6 +539,13 @@ class VmbusServer(anyio.AsyncContextManagerMixin):
             _log.info("connection_refused", reason=str(error))
             status = ConnectionState.FAILED_UNKNOWN_FAILURE
         self.run(self.machine.connection_modified(status, host_pages))
+
+    async def _aim(self, target_vp: int | None) -> None:
+        """Control messages go to this processor from now on, None for the one that they go to."""
+        if target_vp is not None:
+            self._target_vp = target_vp
+            if not self._is_port_closed:
+                await self._message_port.set_target_vp(target_vp)
 
     async def _set_monitor_pages(self, effect: do.ModifyConnection) -> do.MonitorPages | None:
         monitor = self._access.monitor_support
@@ -528,8 +564,7 @@ class VmbusServer(anyio.AsyncContextManagerMixin):
         self._ports.drop_bitmap()
         if self._access.monitor_support is not None:
             await self._access.monitor_support.set_monitor_page(self.config.vtl, None)
-        if effect.target_vp is not None:
-            await self._message_port.set_target_vp(effect.target_vp)
+        await self._aim(effect.target_vp)
         self.run(self.machine.connection_modified())
 
     async def _connect_hvsock(self, begin: Callable[[], Awaitable[None]], effect: do.ConnectHvsock) -> None:

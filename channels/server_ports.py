@@ -73,18 +73,6 @@ class ChannelPorts:
         self.doorbell.close(reason)
 
 
-class _EventPort:
-    """Rings the doorbell of a channel."""
-
-    __slots__ = ("_doorbell",)
-
-    def __init__(self, doorbell: Doorbell) -> None:
-        self._doorbell = doorbell
-
-    async def handle_event(self, flag: int) -> None:
-        self._doorbell.ring()
-
-
 class _SharedEventPort:
     """The one event connection of version 0.13: look at the bitmap."""
 
@@ -119,8 +107,7 @@ class ServerPorts:
         """Make the ports of a channel, all or none. `HostError` or `ValueError` when one cannot be had."""
         config = self._config
         monitor = None if params.monitor_id is None else MonitorInfo(params.monitor_id)
-        port = _EventPort(doorbell)
-        handle = await self._access.add_event_port(params.connection_id, config.vtl, port, monitor)
+        handle = await self._access.add_event_port(params.connection_id, config.vtl, doorbell, monitor)
         try:
             guest_port, interrupt = await self._towards_guest(channel_id, params)
         except BaseException:

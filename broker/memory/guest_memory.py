@@ -53,6 +53,11 @@ class GuestMemory:
             return self._view[gpa : gpa + size]
         return self._outside(gpa, size)
 
+    @property
+    def ram(self) -> memoryview:
+        """All of RAM, writable, the same object each time; valid as any view."""
+        return self._view
+
     def page(self, gpn: int) -> memoryview:
         """A writable view of one whole page of RAM by its number. `MemoryAccessError` for any other."""
         gpa = gpn << PAGE_SHIFT
@@ -72,6 +77,7 @@ class GuestMemory:
             return
         os.close(self.fd)
         self.fd = -1
+        self._view = memoryview(b"")  # rings may hold the one before
         self._view.release()
         try:
             self._map.close()

@@ -119,6 +119,9 @@ class AcceptingDevice:
         """See `bus.ChannelRequests`."""
         self._offer.open_ended()
 
+    def drop_open(self) -> None:
+        """See `bus.ChannelRequests`; every open has ended."""
+
     def close_channel(self) -> None:
         """See `bus.ChannelRequests`."""
         self._offer.close_ended()

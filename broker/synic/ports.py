@@ -138,6 +138,8 @@ class _GuestMessagePort:
 
 
 class _GuestEventPort:
+    __slots__ = ("_interrupt", "_target")
+
     def __init__(self, synic: Synic, target: GuestEventTarget) -> None:
         self._target = target
         self._interrupt = synic.new_guest_event(target)

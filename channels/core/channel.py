@@ -28,6 +28,7 @@ from .effects import (
     CloseDevice,
     CreatePorts,
     DestroyPorts,
+    DropOpen,
     ModifyDevice,
     OpenDevice,
     OpenParams,
@@ -305,6 +306,7 @@ class ChannelMachine:
         after = CONNECTION_LOST[before]
         if before in (_S.OPENING, _S.OPENING_CLIENT_RELEASE) and at_once:
             after = _S.CLIENT_RELEASED
+            state.emit(DropOpen(channel.offer_id))
             state.emit(DestroyPorts(channel.offer_id))
         if channel.is_released and after is before:
             return

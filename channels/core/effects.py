@@ -114,6 +114,12 @@ class OpenDevice(Effect, frozen=True):
     params: OpenParams
 
 
+class DropOpen(Effect, frozen=True):
+    """The VM is reset while the device opens: it is to stop, and nobody waits for its `open_ended`. There is no answer."""
+
+    offer_id: int
+
+
 class ResumeDevice(Effect, frozen=True):
     """After a restore: the device's channel is open, its rings are as they were. There is no answer."""
 

@@ -49,6 +49,12 @@ class RestoreMachine:
             if is_open:
                 raise HostError("the saved state has no open channel for this offer; restore it closed")
             return
+        assigned = None if channel.owns_monitor else channel.monitor_id
+        if channel.state is not _S.REOFFERED and channel.params.monitor_id != assigned:
+            raise HostError(
+                f"the saved channel {channel.channel_id} has monitor ID {assigned}, its device was given"
+                f" {channel.params.monitor_id}; offer it with the same"
+            )
         allowed = RESTORE_TABLE[channel.state]
         if is_open not in allowed:
             stands = "open" if is_open else "closed"

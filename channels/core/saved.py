@@ -111,7 +111,10 @@ class _Envelope(msgspec.Struct, frozen=True):
 
 
 def encode(state: ServerState, messages: Sequence[bytes], unanswered: Sequence[ChannelMessage] = ()) -> bytes:
-    """The document. `messages` have not gone out; `unanswered` come after all others. `HostError` while monitor pages are the host's own: another host could not give the same."""
+    """The document. `messages` have not gone out; `unanswered` come after all others, also after those that are held.
+
+    `HostError` while monitor pages are the host's own: another host could not give the same.
+    """
     connection = state.connection
     if connection.host_owns_monitor_pages:
         raise HostError("a connection whose monitor pages the host has allocated cannot be saved")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from uuid import UUID
 
 from ..core.offer_params import OfferParams
-from ..protocol.packet import PacketType
+from ..protocol.packet import COMPLETION_REQUESTED, PacketType
 from .framework import Device, DeviceChannel
 
 ECHO_INTERFACE = UUID("6ec80000-0000-4000-8000-000000000000")
@@ -14,6 +14,8 @@ ECHO_INTERFACE = UUID("6ec80000-0000-4000-8000-000000000000")
 
 class EchoDevice(Device):
     """Answers a packet that wants a completion with one of the same payload, any other data packet with a copy."""
+
+    __slots__ = ("echoed", "max_subchannels", "offer")
 
     def __init__(self, instance_id: UUID, *, max_subchannels: int = 0, interface_id: UUID = ECHO_INTERFACE) -> None:
         self.offer = OfferParams.device(interface_id, instance_id)
@@ -25,14 +27,13 @@ class EchoDevice(Device):
         """Batch by batch: a run of plain packets goes back with one store and at most one signal."""
         while True:
             plain: list[bytes] = []
-            for packet in await channel.receive_batch():
-                if packet.packet_type == PacketType.COMPLETION:
-                    continue
-                if packet.completion_requested:
+            packets = await channel.receive_batch()
+            for packet in packets:
+                if packet.flags & COMPLETION_REQUESTED:
                     await channel.send_batch(plain)
                     plain = []
                     await channel.complete(packet, packet.payload)
-                else:
+                elif packet.packet_type is not PacketType.COMPLETION:
                     plain.append(packet.payload)
-                self.echoed += 1
             await channel.send_batch(plain)
+            self.echoed += len(packets)

@@ -56,6 +56,8 @@ class RefuseOpen(HostError):
 class Device:
     """Base of devices. Sub-channels, where a device has them, run the same methods, at the same time."""
 
+    __slots__ = ()
+
     offer: OfferParams
     """What is offered; sub-channels are offered with the same and their index."""
     max_subchannels: int = 0
@@ -92,11 +94,11 @@ class DeviceChannel(Channel):
         if ranges is None:
             raise RefuseOpen(f"channel {channel_id} has no GPADL {params.gpadl_id:#x} for its rings")
         rings = split_rings(bus.memory, ranges, params.page_offset)
+        super().__init__(channel_id, bus.memory, rings, doorbell, bus.turns, is_host=True, trace=bus.trace)
 
-        async def signal() -> None:
-            interrupt.deliver()
-
-        super().__init__(channel_id, bus.memory, rings, doorbell, signal, bus.turns, is_host=True, trace=bus.trace)
+    async def signal(self) -> None:
+        """See `Channel.signal`."""
+        self._interrupt.deliver()
 
     @property
     def subchannel_index(self) -> int:
@@ -122,6 +124,22 @@ class DeviceChannel(Channel):
 class _Offered:
     """One offer of a device, and the requests of its guest (`bus.ChannelRequests`)."""
 
+    __slots__ = (
+        "_channel",
+        "_device",
+        "_errors",
+        "_group",
+        "_is_closing",
+        "_is_dropped",
+        "_offer",
+        "_subchannels",
+        "_task",
+        "_torn_down_later",
+        "bus",
+        "gpadls",
+        "offer_params",
+    )
+
     def __init__(
         self, device: Device, bus: Bus, params: OfferParams, group: anyio.abc.TaskGroup, errors: list[Exception]
     ) -> None:
@@ -133,12 +151,14 @@ class _Offered:
         self._errors = errors
         self._offer: Offer
         self._channel: DeviceChannel | None = None
-        self._scope: anyio.CancelScope | None = None
-        """The task that runs the channel, while it does."""
+        self._task: anyio.TaskHandle[None] | None = None
+        """Runs the channel, while it does."""
         self._is_closing = False
-        self._torn_down_later: set[int] = set()
+        self._is_dropped = False
+        """The VM was reset while the channel opened."""
+        self._torn_down_later: tuple[int, ...] = ()
         """GPADLs that the guest wants back once the channel is closed."""
-        self._subchannels: list[_Offered] = []
+        self._subchannels: tuple[_Offered, ...] = ()
 
     async def begin(self) -> None:
         """Offer it. `OfferRefused`. Where the server was restored: go on with the channel as it was saved."""
@@ -154,7 +174,7 @@ class _Offered:
 
     def revoke_subchannels(self) -> None:
         """The primary channel closes: its sub-channels go."""
-        subchannels, self._subchannels = self._subchannels, []
+        subchannels, self._subchannels = self._subchannels, ()
         for offered in subchannels:
             offered.revoke()
 
@@ -168,7 +188,7 @@ class _Offered:
             params = msgspec.structs.replace(self.offer_params, subchannel_index=index)
             offered = _Offered(self._device, self.bus, params, self._group, self._errors)
             await offered.begin()
-            self._subchannels.append(offered)
+            self._subchannels += (offered,)
 
     # requests of the guest
 
@@ -197,16 +217,23 @@ class _Offered:
         self.gpadls[gpadl_id] = ranges
 
     def _start(self, channel: DeviceChannel, *, is_resumed: bool) -> None:
-        self._channel, self._scope, self._is_closing = channel, anyio.CancelScope(), False
+        self._channel, self._is_closing = channel, False
         begin = self.bus.turns.expect(("device", channel.channel_id))
-        self._group.start_soon(self._run, begin, channel, self._scope, is_resumed)
+        self._task = self._group.create_task(self._run(begin, channel, is_resumed), name=type(self._device).__name__)
+
+    def drop_open(self) -> None:
+        """Stop the task, which has not answered yet and need not any more."""
+        self.revoke_subchannels()
+        if self._task is not None:
+            self._is_dropped = True
+            self._task.cancel()
 
     def close_channel(self) -> None:
         """Stop the task; it answers when it is done."""
         self.revoke_subchannels()
         self._is_closing = True
-        if self._scope is not None:
-            self._scope.cancel()
+        if self._task is not None:
+            self._task.cancel()
         else:
             self._ended()
 
@@ -218,7 +245,7 @@ class _Offered:
     def teardown_gpadl(self, gpadl_id: int) -> None:
         """Forget it, unless the rings of the open channel lie in it: then once the channel is closed."""
         if self._channel is not None and self._channel.params.gpadl_id == gpadl_id:
-            self._torn_down_later.add(gpadl_id)
+            self._torn_down_later += (gpadl_id,)
             return
         self.gpadls.pop(gpadl_id, None)
         self._offer.gpadl_torn_down(gpadl_id)
@@ -236,18 +263,29 @@ class _Offered:
         self.revoke_subchannels()
         if self._channel is not None:
             self._channel.end("the offer was revoked")
-        if self._scope is not None:
-            self._scope.cancel()
+        if self._task is not None:
+            self._task.cancel()
 
     # the task of an open channel
 
-    async def _run(
-        self, begin: Callable[[], Awaitable[None]], channel: DeviceChannel, scope: anyio.CancelScope, is_resumed: bool
-    ) -> None:
+    async def _run(self, begin: Callable[[], Awaitable[None]], channel: DeviceChannel, is_resumed: bool) -> None:
         try:
-            with scope:
-                await begin()
-                await self._serve(channel, is_resumed)
+            await begin()
+            if await self._open(channel):
+                turns = self.bus.turns
+                tick = turns.clock.now() + KICK_DELAY
+                kick = turns.schedule(tick, ("kick", channel.channel_id), lambda: self._kick(channel))
+                try:
+                    if is_resumed:
+                        channel.kick()
+                    if is_resumed or self._offer.open_ended():
+                        await self._device.run(channel)
+                finally:
+                    kick.cancel()
+                    with anyio.CancelScope(shield=True):
+                        # Channels that are closed at once take turns again, so that a seed decides their order.
+                        await turns.expect(("device", channel.channel_id))()
+                        await self._device.close(channel)
         except PartitionClosed:
             channel.end("the partition has ended")
         except (ChannelClosed, PeerError) as error:
@@ -256,9 +294,14 @@ class _Offered:
         except Exception as error:
             self._fail(channel, error)
         finally:
-            self._scope = None
+            self._task = None
             if self._is_closing:
                 self._ended()
+            elif self._is_dropped:
+                self._is_dropped = False
+                self._let_go()
+            elif channel.doorbell.ended is not None:
+                channel.let_go(channel.doorbell.ended)
             self.bus.turns.leave()
 
     def _fail(self, channel: DeviceChannel, error: Exception) -> None:
@@ -268,26 +311,14 @@ class _Offered:
         self.revoke()
         self._group.cancel_scope.cancel()
 
-    async def _serve(self, channel: DeviceChannel, is_resumed: bool) -> None:
+    async def _open(self, channel: DeviceChannel) -> bool:
         try:
             await self._device.open(channel)
         except RefuseOpen as error:
             self._offer.open_ended(error.status)
             self._let_go()
-            return
-        tick = self.bus.turns.clock.now() + KICK_DELAY
-        kick = self.bus.turns.schedule(tick, ("kick", channel.channel_id), lambda: self._kick(channel))
-        try:
-            if is_resumed:
-                channel.kick()
-            if is_resumed or self._offer.open_ended():
-                await self._device.run(channel)
-        finally:
-            kick.cancel()
-            with anyio.CancelScope(shield=True):
-                # Channels that are closed at once take turns again, so that a seed decides their order.
-                await self.bus.turns.expect(("device", channel.channel_id))()
-                await self._device.close(channel)
+            return False
+        return True
 
     def _kick(self, channel: DeviceChannel) -> None:
         """The guest may have ignored signals that came before the result of its open."""
@@ -312,11 +343,13 @@ class _Offered:
 
     def _let_go(self) -> None:
         """GPADLs that the guest wanted back meanwhile are free now."""
-        self._channel = None
-        for gpadl_id in sorted(self._torn_down_later):
+        if self._channel is not None:
+            self._channel.let_go("the channel was closed")
+            self._channel = None
+        torn_down, self._torn_down_later = self._torn_down_later, ()
+        for gpadl_id in sorted(torn_down):
             self.gpadls.pop(gpadl_id, None)
             self._offer.gpadl_torn_down(gpadl_id)
-        self._torn_down_later.clear()
 
 
 @asynccontextmanager

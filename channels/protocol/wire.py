@@ -8,7 +8,7 @@ ignored on receipt, GUIDs have the Windows mixed-endian form (u32, u16, u16 litt
 from __future__ import annotations
 
 import struct
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, ClassVar, NamedTuple, Self, get_type_hints
 from uuid import UUID
 
@@ -53,6 +53,12 @@ class Layout:
         self.has_tail = bool(fields) and fields[-1].format == TAIL
         fixed = fields[:-1] if self.has_tail else fields
         self._guids = [field.format == "guid" for field in fixed]
+        self._areas = [
+            (index, _shared_guid if field.format == "guid" else _shared_bytes)
+            for index, field in enumerate(fixed)
+            if field.format == "guid" or field.format.endswith("s")
+        ]
+        """The fields that are no numbers, and what makes values of them."""
         self._struct = struct.Struct(_format_of(fixed, size))
 
     def pack(self, values: list[Any]) -> bytes:
@@ -68,8 +74,9 @@ class Layout:
         """One value for each field. `ProtocolError` when the bytes end before the layout does."""
         if len(data) < self.size:
             raise ProtocolError(self.what, len(data), f"{self.size} bytes", f"an end after {len(data)}")
-        raw = self._struct.unpack_from(data)
-        values = [UUID(bytes_le=value) if is_guid else value for value, is_guid in zip(raw, self._guids, strict=True)]
+        values: list[Any] = list(self._struct.unpack_from(data))
+        for index, share in self._areas:
+            values[index] = share(values[index])
         return [*values, bytes(data[self.size :])] if self.has_tail else values
 
 
@@ -93,6 +100,19 @@ class Wire(msgspec.Struct, frozen=True):
     def unpack(cls, data: bytes | bytearray | memoryview) -> Self:
         """Read a value; bytes beyond its size are ignored. `ProtocolError` when there are too few."""
         return cls(*_layout_of(cls).unpack(data))
+
+
+# Offers of a kind name the same class, most areas are zero: thousands of channels keep one copy.
+
+
+@lru_cache(maxsize=256)
+def _shared_guid(data: bytes) -> UUID:
+    return UUID(bytes_le=data)
+
+
+@lru_cache(maxsize=256)
+def _shared_bytes(data: bytes) -> bytes:
+    return data
 
 
 @cache

@@ -36,6 +36,7 @@ from .memory import RingMemory
 _ALL = 1 << 32
 """More packets than a ring holds."""
 _NO_WORD = -1
+_NO_SHAPE = PacketShape(PacketType.INVALID, 0, 0, 0)
 RUN = 4
 """So many equal packets are read as one."""
 CHUNK = 64
@@ -63,7 +64,7 @@ class IncomingRing:
         self._at = 0
         self._word = _NO_WORD
         """The first word of the last descriptor, and its shape: packets of one kind are checked once."""
-        self._shape = PacketShape(PacketType.INVALID, 0, 0, 0)
+        self._shape = _NO_SHAPE
 
     def initialize(self) -> None:
         """Mask signals: nobody waits yet."""
@@ -143,6 +144,8 @@ class IncomingRing:
         """
         if (self._base + self._at) % self._size != self._out:
             raise HostError("packets were read and not committed; commit before waiting for a signal")
+        if self._at == len(self._copy):  # a ring that may be idle for long keeps nothing
+            self._copy, self._base, self._at = b"", self._out, 0
         self._words[INTERRUPT_MASK] = 0
         # A full fence belongs here: the producer stores `in`, then looks at the mask.
         return check_index(IN, self._words[IN], self._size) != self._out

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import Self
 
 from broker.hvdef import PAGE_SIZE
@@ -27,13 +28,14 @@ class RingMemory:
     The buffers stay in use as long as this object is.
     """
 
-    __slots__ = ("_data", "_flat", "_runs", "_starts", "size", "words")
+    __slots__ = ("_base", "_data", "_flat", "_runs", "_starts", "size", "words")
 
     def __init__(self, view: memoryview | bytearray, data: memoryview | bytearray | None = None) -> None:
         control = memoryview(view).cast("B")
         if data is None:
             control, data = control[:CONTROL_PAGE_SIZE], control[CONTROL_PAGE_SIZE:]
-        self._attach(control, [memoryview(data).cast("B")])
+        data = memoryview(data).cast("B")
+        self._attach(control, data, [(0, len(data))])
 
     @classmethod
     def of_pages(cls, memory: GuestMemory, gpns: Sequence[int]) -> Self:
@@ -43,54 +45,66 @@ class RingMemory:
         """
         ring = cls.__new__(cls)
         control = memory.page(gpns[0]) if gpns else memoryview(b"")
-        ring._attach(control, [memory.view(gpa, size) for gpa, size in _runs(memory, gpns[1:])])
+        ring._attach(control, memory.ram, list(_runs(memory, gpns[1:])))
         return ring
 
-    def _attach(self, control: memoryview, runs: list[memoryview]) -> None:
-        size = sum(map(len, runs))
+    def _attach(self, control: memoryview, data: memoryview, runs: list[tuple[int, int]]) -> None:
+        """`runs`: where in `data` each stretch of the ring begins, and its bytes."""
+        size = sum(length for _, length in runs)
         if len(control) != CONTROL_PAGE_SIZE or not 0 < size < _MAX_SIZE or size % PAGE_SIZE:
             raise ValueError(
                 f"a ring is a control page of {CONTROL_PAGE_SIZE} bytes and some pages of data,"
                 f" not {len(control)} and {size} bytes"
             )
-        if control.readonly or any(run.readonly for run in runs):
+        if control.readonly or data.readonly:
             raise ValueError("the memory of a ring is written by both of its ends, this is read-only")
         self.size = size
         """Bytes of data."""
         self.words = control[: 4 * CONTROL_WORDS].cast("I")
         """The control page; the numbers of its words are in `channels.ring.control`."""
-        self._runs = runs
-        self._starts = [sum(map(len, runs[:index])) for index in range(len(runs))]
-        self._data = runs[0]
+        self._data = data
+        self._base = runs[0][0]
         self._flat = size if len(runs) == 1 else 0
+        """Where the data is one stretch: all of it, from `_base` on. Else `_runs` lie at `_starts` of the circle."""
+        self._runs = () if self._flat else tuple(runs)
+        self._starts = tuple(accumulate((length for _, length in self._runs[:-1]), initial=0)) if self._runs else ()
 
     def load(self, offset: int, size: int) -> bytes:
         """A copy of `size` bytes, at most all, from `offset` on; after the last byte comes the first."""
-        end = offset + size
-        if end <= self._flat:
-            return self._data[offset:end].tobytes()
+        if offset + size <= self._flat:
+            start = self._base + offset
+            return self._data[start : start + size].tobytes()
         return b"".join(self._spans(offset, size))
 
     def store(self, offset: int, data: bytes) -> None:
         """Write `data`, at most as much as there is room for in the circle, from `offset` on."""
-        end = offset + len(data)
-        if end <= self._flat:
-            self._data[offset:end] = data
+        size = len(data)
+        if offset + size <= self._flat:
+            start = self._base + offset
+            self._data[start : start + size] = data
             return
         done = 0
-        for span in self._spans(offset, len(data)):
+        for span in self._spans(offset, size):
             span[:] = data[done : done + len(span)]
             done += len(span)
 
     def _spans(self, offset: int, size: int) -> Iterator[memoryview]:
         """The parts of memory that make up this stretch of the circle."""
         while size:
-            index = bisect_right(self._starts, offset) - 1
-            start = offset - self._starts[index]
-            span = self._runs[index][start : start + size]
+            start, left = self._place(offset)
+            span = self._data[start : start + min(size, left)]
             yield span
             size -= len(span)
             offset = (offset + len(span)) % self.size
+
+    def _place(self, offset: int) -> tuple[int, int]:
+        """Where in memory this byte of the circle lies, and how many follow it there, itself included."""
+        if self._flat:
+            return self._base + offset, self._flat - offset
+        index = bisect_right(self._starts, offset) - 1
+        start, length = self._runs[index]
+        inside = offset - self._starts[index]
+        return start + inside, length - inside
 
 
 def _runs(memory: GuestMemory, gpns: Sequence[int]) -> Iterator[tuple[int, int]]:

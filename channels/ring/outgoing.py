@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
 from itertools import chain, repeat
 
 from broker.errors import HostError, MessageTooLarge
@@ -56,19 +57,24 @@ def footprint(payload_size: int, header_size: int = 0) -> int:
     return DESCRIPTOR_SIZE + round_up_8(header_size) + round_up_8(payload_size) + FOOTER_SIZE
 
 
+@lru_cache(maxsize=_FORMS)
+def _packing(padded: int) -> Callable[..., bytes]:
+    """Packs (first word, transaction ID, payload, footer) with a payload of up to so many bytes; the same for all rings."""
+    return struct.Struct(f"<QQ{padded}sQ").pack
+
+
 class OutgoingRing:
     """The producer of one ring. The indices are taken as they are found; `RingCorrupt` when one is none.
 
     `initialize` is for a channel that opens; without it this end goes on where an earlier one stopped.
     """
 
-    __slots__ = ("_forms", "_in", "_largest", "_memory", "_next", "_pending", "_room", "_size", "_staged", "_words")
+    __slots__ = ("_forms", "_in", "_memory", "_next", "_pending", "_room", "_size", "_staged", "_words")
 
     def __init__(self, memory: RingMemory) -> None:
         self._memory = memory
         self._words = memory.words
         self._size = memory.size
-        self._largest = min(memory.size - UNUSABLE - 8, 8 * MAX_LENGTH8 + FOOTER_SIZE)
         self._staged: list[bytes] = []
         self._forms: dict[int, tuple[Callable[..., bytes], int, int]] = {}
         self._in = self._next = check_index(IN, self._words[IN], self._size)
@@ -97,7 +103,7 @@ class OutgoingRing:
     @property
     def largest_packet(self) -> int:
         """Bytes, footer included, of the largest packet that this ring takes."""
-        return self._largest
+        return min(self._size - UNUSABLE - 8, 8 * MAX_LENGTH8 + FOOTER_SIZE)
 
     @property
     def reader_needs_signal(self) -> bool:
@@ -253,8 +259,8 @@ class OutgoingRing:
         self._room = max(0, size - UNUSABLE - (before - out) % size - (self._next - before) % size)
 
     def _check_size(self, total: int) -> None:
-        if total > self._largest:
-            raise MessageTooLarge(total, self._largest)
+        if total > self.largest_packet:
+            raise MessageTooLarge(total, self.largest_packet)
 
     def _new_form(self, size: int) -> tuple[Callable[..., bytes], int, int]:
         """(pack, first word without type and flags, bytes in the ring) of packets with this size of payload."""
@@ -263,7 +269,7 @@ class OutgoingRing:
         word = descriptor_word(0, DESCRIPTOR_SIZE, DESCRIPTOR_SIZE + padded, 0)
         if len(self._forms) >= _FORMS:
             self._forms.clear()
-        form = self._forms[size] = (struct.Struct(f"<QQ{padded}sQ").pack, word, total)
+        form = self._forms[size] = (_packing(padded), word, total)
         return form
 
     def _footers(self, count: int, total: int) -> Iterable[int]:

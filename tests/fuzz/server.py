@@ -137,12 +137,20 @@ class ServerGame:
                 continue
             is_open = script.flag()
             try:
-                effects = self.machine.restore_channel(offer_id, is_open=is_open)
-            except HostError:
-                effects = self.machine.restore_channel(offer_id, is_open=not is_open)
+                effects = self._come_back(offer_id, is_open)
+            except HostError as error:
+                if "monitor ID" in str(error):
+                    continue
+                raise
             self._follow(effects, Agreed())
         self._follow(self.machine.start(), Agreed())
         self.machine.check()
+
+    def _come_back(self, offer_id: int, is_open: bool) -> list[Effect]:
+        try:
+            return self.machine.restore_channel(offer_id, is_open=is_open)
+        except HostError:
+            return self.machine.restore_channel(offer_id, is_open=not is_open)
 
     # steps
 

@@ -564,3 +564,57 @@ async def test_nobody_is_kept_waiting_once_the_turns_are_over(descriptor: int) -
         await turns.settled()
         await turns.expect(KEY)()
         assert not await turns.wait_readable(descriptor, KEY)
+
+
+# wake-ups of one loop
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("is_made_inside", [True, False])
+def test_a_live_wakeup_wakes_all_who_wait_then_and_forgets_who_was_cancelled(loop: str, is_made_inside: bool) -> None:
+    """Turns that are made where no loop runs work on any."""
+    before = LiveTurns(VirtualClock())
+
+    async def play() -> None:
+        woken: list[int] = []
+        wakeup = (LiveTurns(VirtualClock()) if is_made_inside else before).wakeup(KEY)
+
+        async def wait(number: int) -> None:
+            await wakeup.wait()
+            woken.append(number)
+
+        wakeup.notify()  # for nobody: it does not stay
+        async with anyio.create_task_group() as group:
+            async with anyio.create_task_group() as cancelled:
+                for number in range(3):
+                    (cancelled if number == 1 else group).start_soon(wait, number)
+                await anyio.wait_all_tasks_blocked()
+                assert not woken
+                cancelled.cancel_scope.cancel()
+            wakeup.notify()
+            await anyio.wait_all_tasks_blocked()
+            assert sorted(woken) == [0, 2]
+            group.start_soon(wait, 3)
+            await anyio.wait_all_tasks_blocked()
+            assert sorted(woken) == [0, 2]
+            wakeup.notify()
+            group.start_soon(wait, 4)
+            await anyio.wait_all_tasks_blocked()
+            group.cancel_scope.cancel()
+        assert sorted(woken) == [0, 2, 3]
+
+    anyio.run(play, backend=loop)
+
+
+def test_cancelled_waits_do_not_pile_up() -> None:
+    for loop in LOOPS:
+
+        async def play() -> None:
+            wakeup = LiveTurns(VirtualClock()).wakeup(KEY)
+            for _ in range(20):
+                with anyio.CancelScope() as scope:
+                    scope.cancel()
+                    await wakeup.wait()
+            assert not wakeup._waiting  # type: ignore[attr-defined]
+
+        anyio.run(play, backend=loop)
