@@ -12,9 +12,9 @@ from broker.access import Interrupt, Turns
 from broker.memory import GuestMemory
 from broker.trace import Trace
 
-from .core.effects import OpenParams
-from .core.offer_params import OfferParams
-from .core.offers import ChannelState
+from .core.server.effects import OpenParams
+from .core.server.offer_params import OfferParams
+from .core.server.table import ChannelState
 from .doorbell import Doorbell
 from .protocol.gparange import GpaRange
 

@@ -16,7 +16,7 @@ import msgspec
 from msgspec import UNSET
 
 from channels.bus import Bus, Offer, OfferParams, OpenParams
-from channels.core.offer_params import OfferKey
+from channels.core.server.offer_params import OfferKey
 from channels.doorbell import Doorbell
 from channels.explain.readings import service
 from channels.protocol import ids

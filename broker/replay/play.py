@@ -12,7 +12,7 @@ from uuid import UUID
 import anyio
 import msgspec
 
-from channels.core.offer_params import OfferKey
+from channels.core.server.offer_params import OfferKey
 from channels.server import VmbusServer
 
 from ..hvdef import CallCode, HvStatus, HypercallResult, PostMessageInput, Profile

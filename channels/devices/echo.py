@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from ..core.offer_params import OfferParams
+from ..core.server.offer_params import OfferParams
 from ..protocol.packet import COMPLETION_REQUESTED, PacketType
 from .framework import Device, DeviceChannel
 

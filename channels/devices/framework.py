@@ -32,9 +32,9 @@ from broker.errors import ChannelClosed, HostError, PartitionClosed, PeerError, 
 
 from ..bus import Bus, Offer
 from ..channel import Channel, split_rings
-from ..core.effects import OpenParams
-from ..core.offer_params import OfferParams
-from ..core.offers import ChannelState
+from ..core.server.effects import OpenParams
+from ..core.server.offer_params import OfferParams
+from ..core.server.table import ChannelState
 from ..doorbell import Doorbell
 from ..protocol.gparange import GpaRange
 from ..protocol.message import STATUS_UNSUCCESSFUL

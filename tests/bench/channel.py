@@ -29,7 +29,7 @@ from broker import HvStatus, Partition
 from broker.access import Wakeup
 from channels.channel import Channel
 from channels.client import VmbusClient
-from channels.core.offer_params import OfferParams
+from channels.core.server.offer_params import OfferParams
 from channels.devices import Device, DeviceChannel, EchoDevice, serve_devices
 from channels.ring import IncomingRing, OutgoingRing, RingMemory
 from channels.ring.control import CONTROL_PAGE_SIZE

@@ -11,10 +11,10 @@ from contextlib import suppress
 
 from broker.errors import HostError, ProtocolError
 from channels.core.client import ClientMachine
-from channels.core.client_channels import OpenRequest
-from channels.core.client_contact import ConnectRequest
-from channels.core.client_effects import OpenEnded, Post
-from channels.core.effects import Effect, MonitorPages
+from channels.core.client.channels import OpenRequest
+from channels.core.client.contact import ConnectRequest
+from channels.core.client.effects import OpenEnded, Post
+from channels.core.server.effects import Effect, MonitorPages
 from channels.protocol.connect import (
     ModifyConnectionResponse,
     PauseResponse,

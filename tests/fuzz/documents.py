@@ -25,10 +25,10 @@ from broker.replay.devices import plan_devices
 from broker.replay.guest import needs_of
 from broker.trace import EVENT_TYPES, AnyEvent, Event, encode_event, read_trace
 from broker.trace.file import FORMAT as TRACE_FORMAT
-from channels.core import client_saved
-from channels.core import saved as server_saved
 from channels.core.client import ClientMachine
+from channels.core.client import saved as client_saved
 from channels.core.server import ServerMachine
+from channels.core.server import saved as server_saved
 
 from . import vectors
 from .client import ClientGame, client_seeds
@@ -45,7 +45,7 @@ RAW = 0
 def server_saved_state(data: bytes) -> None:
     """A document, its restore, then a guest and devices that go on."""
     script = Script(data)
-    document = _document(script, _server_documents(), server_saved.FORMAT)
+    document = _document(script, _server_documents(), server_saved.FORMAT.name)
     config = config_of(script)
     game = ServerGame(config)
     for _ in range(script.number() % 4):
@@ -71,7 +71,7 @@ def server_saved_state_seeds() -> list[bytes]:
 def client_saved_state(data: bytes) -> None:
     """A document, its restore, then a host and a user that go on."""
     script = Script(data)
-    document = _document(script, _client_documents(), client_saved.FORMAT)
+    document = _document(script, _client_documents(), client_saved.FORMAT.name)
     game = ClientGame()
     try:
         effects = game.machine.restore(document)

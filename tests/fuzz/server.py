@@ -10,11 +10,11 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from broker.errors import HostError, OfferRefused, ProtocolError
-from channels.core import effects as do
-from channels.core.effects import Effect, MonitorPages
-from channels.core.offer_params import OfferParams
 from channels.core.server import MAX_HVSOCK_CONNECTS, ServerMachine
-from channels.core.server_state import ServerConfig
+from channels.core.server import effects as do
+from channels.core.server.effects import Effect, MonitorPages
+from channels.core.server.offer_params import OfferParams
+from channels.core.server.state import ServerConfig
 from channels.protocol.connect import InitiateContact2, ModifyConnection, Pause, Resume, Unload, target_info
 from channels.protocol.gpadl import GpadlTeardown, gpadl_messages
 from channels.protocol.gparange import GpaRange

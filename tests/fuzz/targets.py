@@ -97,7 +97,7 @@ TARGETS = {
             server.server_machine,
             server.server_seeds,
             PLAYED,
-            ("channels.core.server:receive", "channels.core.server:restore"),
+            ("channels.core.server.machine:receive", "channels.core.server.machine:restore"),
         ),
         Target(
             "client-machine",
@@ -105,7 +105,7 @@ TARGETS = {
             client.client_machine,
             client.client_seeds,
             PLAYED,
-            ("channels.core.client:receive", "channels.core.client:restore"),
+            ("channels.core.client.machine:receive", "channels.core.client.machine:restore"),
         ),
         Target(
             "server-saved-state",
@@ -113,7 +113,11 @@ TARGETS = {
             documents.server_saved_state,
             documents.server_saved_state_seeds,
             PLAYED,
-            ("channels.core.saved:decode", "channels.core.server:restore"),
+            (
+                "channels.core.documents:decode",
+                "channels.core.server.saved:decode",
+                "channels.core.server.machine:restore",
+            ),
         ),
         Target(
             "client-saved-state",
@@ -121,7 +125,11 @@ TARGETS = {
             documents.client_saved_state,
             documents.client_saved_state_seeds,
             PLAYED,
-            ("channels.core.client_saved:decode", "channels.core.client:restore"),
+            (
+                "channels.core.documents:decode",
+                "channels.core.client.saved:decode",
+                "channels.core.client.machine:restore",
+            ),
         ),
         Target(
             "partition-saved-state",

@@ -16,7 +16,7 @@ from broker import (
 from broker.errors import HostError
 from broker.trace import AnyEvent, Channel, Control, Gpadl, Post, encode_event
 from channels.client import VmbusClient
-from channels.client_opens import GuestChannel
+from channels.client.opens import GuestChannel
 from channels.protocol.connect import (
     Pause,
     PauseResponse,

@@ -26,7 +26,7 @@ from broker.replay import (
     replay,
     summary,
 )
-from channels.core.offer_params import OfferParams
+from channels.core.server.offer_params import OfferParams
 from channels.protocol import ids
 from channels.protocol.connect import InitiateContact, VersionResponse, target_info
 from channels.protocol.gpadl import GpadlCreated, GpadlHeader

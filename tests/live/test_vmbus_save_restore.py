@@ -18,7 +18,7 @@ from broker import (
     VirtualProcessor,
 )
 from channels.client import VmbusClient
-from channels.core.server_state import ServerConfig
+from channels.core.server.state import ServerConfig
 from channels.devices import EchoDevice, serve_devices
 from channels.protocol import Version
 from channels.server import VmbusServer

@@ -13,7 +13,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from broker import HvStatus, Partition, Vtl
-from channels.core.server_state import ServerConfig
+from channels.core.server.state import ServerConfig
 from channels.devices import EchoDevice, serve_devices
 from channels.server import VmbusServer
 

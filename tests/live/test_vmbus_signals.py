@@ -10,9 +10,9 @@ import pytest
 
 from broker import Interrupt, MonitorIdInUse, MonitorInfo, Vtl
 from channels.bus import OfferParams
-from channels.core.server_state import ServerConfig
+from channels.core.server.state import ServerConfig
 from channels.devices import Device, DeviceChannel, EchoDevice, serve_devices
-from channels.server_ports import ChannelBitmap
+from channels.server.ports import ChannelBitmap
 
 from ..machines import wire
 from .hand_guest import INTERFACE, INTERRUPT_PAGE, PAGE, HandGuest, LateDevice, served

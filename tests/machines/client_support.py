@@ -6,10 +6,10 @@ from collections.abc import Callable
 from uuid import UUID
 
 from channels.core.client import ClientMachine
-from channels.core.client_channels import OpenRequest
-from channels.core.client_contact import ConnectRequest
-from channels.core.client_effects import Post
-from channels.core.effects import ChannelChanged, Complaint, Effect, GpadlChanged
+from channels.core.client.channels import OpenRequest
+from channels.core.client.contact import ConnectRequest
+from channels.core.client.effects import Post
+from channels.core.server.effects import ChannelChanged, Complaint, Effect, GpadlChanged
 from channels.protocol.connect import InitiateContact, VersionResponse, VersionResponse2, version_field
 from channels.protocol.gpadl import GpadlCreated
 from channels.protocol.ids import event_connection

@@ -10,10 +10,10 @@ from collections.abc import Iterable
 from typing import NamedTuple
 from uuid import UUID
 
-from channels.core import effects as do
-from channels.core.offer_params import OfferParams
 from channels.core.server import ServerMachine
-from channels.core.server_state import ServerConfig
+from channels.core.server import effects as do
+from channels.core.server.offer_params import OfferParams
+from channels.core.server.state import ServerConfig
 
 from . import wire
 

@@ -14,15 +14,15 @@ from random import Random
 import msgspec
 
 from broker.errors import HostError
-from channels.core import client_effects as say
-from channels.core import effects as do
 from channels.core.client import ClientMachine
-from channels.core.client_states import ClientChannel, ClientState, GpadlState
-from channels.core.offer_params import OfferParams
-from channels.core.offers import ChannelState
-from channels.core.restoring import RESTORE_TABLE
+from channels.core.client import effects as say
+from channels.core.client.states import ClientChannel, ClientState, GpadlState
 from channels.core.server import ServerMachine
-from channels.core.server_state import ConnectionPhase
+from channels.core.server import effects as do
+from channels.core.server.offer_params import OfferParams
+from channels.core.server.restoring import RESTORE_TABLE
+from channels.core.server.state import ConnectionPhase
+from channels.core.server.table import ChannelState
 from channels.protocol.hvsock import TlConnectRequest
 from channels.protocol.ids import MESSAGE_CONNECTION, REDIRECT_CONNECTION
 from channels.protocol.message import STATUS_SUCCESS, STATUS_UNSUCCESSFUL, ChannelMessage, ConnectionState, MessageType

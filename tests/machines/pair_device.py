@@ -5,8 +5,8 @@ A server must not ask to open what is open, to close what is not, to tear down w
 
 from __future__ import annotations
 
-from channels.core import effects as do
-from channels.core.offer_params import OfferParams
+from channels.core.server import effects as do
+from channels.core.server.offer_params import OfferParams
 
 ASKED = (
     do.OpenDevice

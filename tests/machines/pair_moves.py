@@ -10,8 +10,8 @@ import struct
 from collections.abc import Iterator
 from uuid import UUID
 
-from channels.core.client_channels import OpenRequest
-from channels.core.client_states import ChannelState, ClientChannel, ClientState, GpadlState, PauseState
+from channels.core.client.channels import OpenRequest
+from channels.core.client.states import ChannelState, ClientChannel, ClientState, GpadlState, PauseState
 from channels.protocol.connect import Pause, Resume, Unload
 from channels.protocol.gpadl import GpadlBody, GpadlHeader, GpadlTeardown
 from channels.protocol.ids import NO_INTERRUPTS

@@ -7,11 +7,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import chain
 
-from channels.core.client_states import ChannelState as ClientChannelState
-from channels.core.client_states import ClientChannel, ClientState, GpadlState, PauseState
-from channels.core.gpadl import GpadlState as ServerGpadlState
-from channels.core.offers import Channel, ChannelState
-from channels.core.server_state import ConnectionPhase
+from channels.core.client.states import ChannelState as ClientChannelState
+from channels.core.client.states import ClientChannel, ClientState, GpadlState, PauseState
+from channels.core.server.gpadl import GpadlState as ServerGpadlState
+from channels.core.server.state import ConnectionPhase
+from channels.core.server.table import Channel, ChannelState
 from channels.protocol.versions import Version
 
 from .pair import Pair

@@ -6,10 +6,10 @@ from uuid import UUID
 
 import msgspec
 
-from channels.core.client_contact import ConnectRequest
-from channels.core.effects import MonitorPages
-from channels.core.offer_params import OfferParams
-from channels.core.server_state import ServerConfig
+from channels.core.client.contact import ConnectRequest
+from channels.core.server.effects import MonitorPages
+from channels.core.server.offer_params import OfferParams
+from channels.core.server.state import ServerConfig
 from channels.protocol.versions import ALWAYS_SUPPORTED, CLIENT_FEATURES, FeatureFlags, Version
 
 GUEST_PAGES = MonitorPages(0x1000, 0x2000)

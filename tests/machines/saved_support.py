@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from channels.core import effects as do
-from channels.core.server_state import ServerConfig
+from channels.core.server import effects as do
+from channels.core.server.state import ServerConfig
 
 from . import wire
 from .host import Host, connected

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from channels.core import effects as do
+from channels.core.server import effects as do
 
 from . import wire
 from .host import PAGES, Host, connected, device, offered, reading

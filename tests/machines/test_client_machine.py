@@ -12,9 +12,9 @@ import pytest
 from broker import ConfigurationError, DamagedDocument, UnsupportedVersion
 from broker.errors import ChannelClosed, ConnectionFailed, HostError
 from channels.core.client import ClientMachine
-from channels.core.client_channels import OpenRequest
-from channels.core.client_contact import ALL_VERSIONS, ConnectRequest
-from channels.core.client_effects import (
+from channels.core.client.channels import OpenRequest
+from channels.core.client.contact import ALL_VERSIONS, ConnectRequest
+from channels.core.client.effects import (
     Connected,
     ConnectFailed,
     GpadlCreateEnded,
@@ -29,8 +29,8 @@ from channels.core.client_effects import (
     Released,
     UnloadEnded,
 )
-from channels.core.client_states import ChannelState, ClientState
-from channels.core.effects import Complaint, MonitorPages
+from channels.core.client.states import ChannelState, ClientState
+from channels.core.server.effects import Complaint, MonitorPages
 from channels.protocol.connect import (
     InitiateContact2,
     ModifyConnection,

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from broker import DamagedDocument, UnsupportedVersion
 from broker.errors import HostError
 from channels.core.client import ClientMachine
-from channels.core.client_channels import OpenRequest
-from channels.core.client_contact import ConnectRequest
-from channels.core.client_effects import GpadlCreateEnded, GpadlTornDown, OpenEnded, Post, UnloadEnded
-from channels.core.client_states import ClientState, PauseState
-from channels.core.effects import Effect, MonitorPages
+from channels.core.client.channels import OpenRequest
+from channels.core.client.contact import ConnectRequest
+from channels.core.client.effects import GpadlCreateEnded, GpadlTornDown, OpenEnded, Post, UnloadEnded
+from channels.core.client.states import ClientState, PauseState
+from channels.core.server.effects import Effect, MonitorPages
 from channels.protocol.connect import (
     InitiateContact,
     ModifyConnectionResponse,

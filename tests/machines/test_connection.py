@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import pytest
 
-from channels.core import effects as do
-from channels.core.server_state import ServerConfig
+from channels.core.server import effects as do
+from channels.core.server.state import ServerConfig
 from channels.protocol.message import ConnectionState
 from channels.protocol.versions import Version
 

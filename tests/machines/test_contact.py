@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from channels.core import effects as do
-from channels.core.server_state import ServerConfig
+from channels.core.server import effects as do
+from channels.core.server.state import ServerConfig
 from channels.protocol.connect import InitiateContact
 from channels.protocol.message import ConnectionState
 from channels.protocol.versions import FeatureFlags, Version

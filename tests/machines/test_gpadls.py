@@ -6,8 +6,8 @@ import struct
 
 import pytest
 
-from channels.core import effects as do
-from channels.core.server_state import ServerConfig
+from channels.core.server import effects as do
+from channels.core.server.state import ServerConfig
 
 from . import wire
 from .host import Host, connected, reading

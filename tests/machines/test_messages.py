@@ -7,8 +7,8 @@ import random
 
 import pytest
 
-from channels.core import effects as do
 from channels.core.server import MAX_HVSOCK_CONNECTS
+from channels.core.server import effects as do
 
 from . import wire
 from .host import ENDPOINT, PAGES, SERVICE, SILO, Host, connected, offered, reading

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from channels.core import effects as do
+from channels.core.server import effects as do
 from channels.protocol.message import ConnectionState
 
 from . import wire

@@ -10,9 +10,9 @@ from uuid import UUID
 import pytest
 
 from broker.errors import OfferRefused
-from channels.core import effects as do
-from channels.core.offer_params import OfferParams
-from channels.core.server_state import ServerConfig
+from channels.core.server import effects as do
+from channels.core.server.offer_params import OfferParams
+from channels.core.server.state import ServerConfig
 from channels.protocol.offer import OfferFlags, PipeType
 
 from . import wire

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from channels.core import effects as do
-from channels.core.client_states import ClientState, PauseState
-from channels.core.offers import ChannelState
+from channels.core.client.states import ClientState, PauseState
 from channels.core.server import ServerMachine
+from channels.core.server import effects as do
+from channels.core.server.table import ChannelState
 from channels.protocol.hvsock import TlConnectResult
 from channels.protocol.message import STATUS_UNSUCCESSFUL, ConnectionState, MessageType
 from channels.protocol.open import CloseReservedChannel, CloseReservedChannelResponse, OpenChannel2, OpenReservedChannel

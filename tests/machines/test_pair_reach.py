@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 
-from channels.core import channel as server_channel
-from channels.core import client_channels
-from channels.core.client_states import ChannelState as ClientChannelState
-from channels.core.client_states import ClientState, PauseState, Step
-from channels.core.client_states import GpadlState as ClientGpadlState
-from channels.core.gpadl import GpadlState
-from channels.core.offers import ChannelState
-from channels.core.server_state import ConnectionPhase
+from channels.core.client import channels as client_channels
+from channels.core.client.states import ChannelState as ClientChannelState
+from channels.core.client.states import ClientState, PauseState, Step
+from channels.core.client.states import GpadlState as ClientGpadlState
+from channels.core.server import channels as server_channel
+from channels.core.server.gpadl import GpadlState
+from channels.core.server.state import ConnectionPhase
+from channels.core.server.table import ChannelState
 from channels.protocol.connect import Unload
 from channels.protocol.offer import RelidReleased
 from channels.protocol.open import CloseChannel, OpenChannel, OpenChannel2, OpenReservedChannel

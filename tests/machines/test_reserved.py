@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from channels.core import effects as do
+from channels.core.server import effects as do
 
 from . import wire
 from .host import Host, To, connected, offered, reading

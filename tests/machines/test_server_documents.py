@@ -10,8 +10,8 @@ import pytest
 
 from broker import ConfigurationError, DamagedDocument, UnsupportedVersion
 from broker.errors import HostError
-from channels.core import effects as do
-from channels.core.server_state import ServerConfig
+from channels.core.server import effects as do
+from channels.core.server.state import ServerConfig
 from channels.protocol.versions import FeatureFlags, Version
 
 from . import wire

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from broker.errors import HostError
-from channels.core import effects as do
+from channels.core.server import effects as do
 
 from . import wire
 from .host import ENDPOINT, PAGES, SERVICE, Host, To, connected, device, offered, reading

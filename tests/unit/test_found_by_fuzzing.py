@@ -13,9 +13,9 @@ import pytest
 from broker import state as partition_state
 from broker.errors import DamagedDocument
 from broker.trace import read_trace
-from channels.core import client_saved, saved
-from channels.core.offer_params import OfferParams
-from channels.core.server import ServerMachine
+from channels.core.client import saved as client_saved
+from channels.core.server import ServerMachine, saved
+from channels.core.server.offer_params import OfferParams
 from channels.protocol.connect import InitiateContact, target_info
 from channels.protocol.gpadl import gpadl_messages
 from channels.protocol.gparange import GpaRange
@@ -40,7 +40,7 @@ def document() -> bytes:
     return machine.save()
 
 
-def sealed(body: bytes, format_: str = saved.FORMAT) -> bytes:
+def sealed(body: bytes, format_: str = saved.FORMAT.name) -> bytes:
     return msgspec.msgpack.encode({"format": format_, "version": 1, "crc32": zlib.crc32(body), "body": body})
 
 
@@ -82,7 +82,9 @@ def test_a_saved_state_that_is_nested_too_deeply_is_damaged(decode: Callable[[by
     nested = b"\x81\xa1x" + b"\x91" * DEEP + b"\xc0"
     with pytest.raises(DamagedDocument):
         decode(nested)
-    format_ = {saved.decode: saved.FORMAT, client_saved.decode: client_saved.FORMAT}.get(decode, partition_state.FORMAT)
+    format_ = {saved.decode: saved.FORMAT.name, client_saved.decode: client_saved.FORMAT.name}.get(
+        decode, partition_state.FORMAT
+    )
     with pytest.raises(DamagedDocument):
         decode(sealed(nested, format_))
 
