@@ -4,16 +4,16 @@
         async with serve_devices(server, EchoDevice()):
             ...
 
-Two tasks of the block do the work: one carries out effects and takes guest messages, one posts to the guest. The first takes
-no new message while the second has any left, so that a guest that does not listen is not answered without end. What waits
-is bounded: messages in by `depth`, messages out by what one message can cause plus two for each channel.
+Two tasks of the block do the work: one carries out effects and takes guest messages, one posts to the guest. The first
+takes no new message while the second has any left, so that a guest that does not listen is not answered without end. What
+waits is bounded: messages in by `depth`, messages out by what one message can cause plus two for each channel.
 
 Will not: read or write rings, run devices. Those are the devices' own, behind `channels.bus`.
 """
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Self
@@ -24,31 +24,29 @@ import anyio.abc
 import msgspec
 import structlog
 
-from broker.access import GuestMessagePort, MonitorPageGpas, PortHandle, SynicPortAccess, Turns, Wakeup
-from broker.errors import HostError, MemoryAccessError, OfferRefused, PartitionClosed, PortClosed
+from broker.access import MonitorPageGpas, PortHandle, SynicPortAccess, Turns, Wakeup
+from broker.errors import HostError, MemoryAccessError, OfferRefused, PartitionClosed
 from broker.hvdef import PAGE_SIZE, HvStatus, Vtl
 from broker.memory import GuestMemory
-from broker.trace import NO_CONTEXT, Channel, Context, Control, Gpadl, Trace
+from broker.trace import NO_CONTEXT, Context, Trace
 
 from ..bus import ChannelRequests
 from ..core.server import ServerMachine
 from ..core.server import effects as do
 from ..core.server.offer_params import OfferParams
 from ..core.server.state import ServerConfig
-from ..core.server.table import ChannelState
-from ..doorbell import Doorbell
-from ..protocol.gparange import parse_gpa_ranges
 from ..protocol.hvsock import TlConnectRequest
 from ..protocol.ids import (
-    CHANNEL_MESSAGE,
     MESSAGE_CONNECTION,
     MULTICLIENT_CONNECTION,
     VMBUS_SINT,
     message_connection,
 )
-from ..protocol.message import STATUS_SUCCESS, STATUS_UNSUCCESSFUL, ChannelMessage, ConnectionState
-from ..protocol.parse import name_of
-from .ports import ServerPorts
+from ..protocol.message import ConnectionState
+from .devices import ServerDevices
+from .offer import ServerOffer
+from .posts import ServerPosts
+from .tell import tell_change, tell_message
 
 MESSAGE_DEPTH = 64
 """Guest messages that may wait; a post that finds as many gets INSUFFICIENT_BUFFERS."""
@@ -91,48 +89,6 @@ class _MessagePort:
         return self._server.take(message, trusted, self._multiclient)
 
 
-class _Offer:
-    """See `bus.Offer`."""
-
-    __slots__ = ("_offer_id", "_params", "_server")
-
-    def __init__(self, server: VmbusServer, offer_id: int, params: OfferParams) -> None:
-        self._server = server
-        self._offer_id = offer_id
-        self._params = params
-
-    @property
-    def params(self) -> OfferParams:
-        return self._params
-
-    def open_ended(self, status: int = STATUS_SUCCESS) -> bool:
-        is_open, effects = self._server.machine.open_ended(self._offer_id, status)
-        self._server.run(effects)
-        return is_open
-
-    def close_ended(self) -> None:
-        self._server.run(self._server.machine.close_ended(self._offer_id))
-
-    def modify_ended(self, status: int = STATUS_SUCCESS) -> None:
-        self._server.run(self._server.machine.modify_ended(self._offer_id, status))
-
-    def gpadl_created(self, gpadl_id: int, *, accepted: bool = True) -> None:
-        self._server.run(self._server.machine.gpadl_created(self._offer_id, gpadl_id, accepted=accepted))
-
-    def gpadl_torn_down(self, gpadl_id: int) -> None:
-        self._server.run(self._server.machine.gpadl_torn_down(self._offer_id, gpadl_id))
-
-    @property
-    def saved_state(self) -> ChannelState | None:
-        return self._server.machine.saved_state(self._offer_id)
-
-    def restore(self, *, is_open: bool) -> None:
-        self._server.run(self._server.machine.restore_channel(self._offer_id, is_open=is_open))
-
-    def revoke(self) -> None:
-        self._server.run(self._server.machine.revoke(self._offer_id))
-
-
 class VmbusServer(anyio.AsyncContextManagerMixin):
     """See the module; a `Bus` for devices. `ConnectionIdInUse` when another server has its connections."""
 
@@ -158,30 +114,21 @@ class VmbusServer(anyio.AsyncContextManagerMixin):
         self._depth = depth
         self._listener = hvsock_listener
         self._forward = forward
-        self._ports = ServerPorts(access, self.config)
-        self._requests: dict[int, ChannelRequests] = {}
-        self._failed_ports: set[int] = set()
-        """Offers whose ports could not be made: their open fails next."""
         self._incoming: deque[_Incoming] = deque()
         self._effects: deque[tuple[do.Effect, Context]] = deque()
-        self._outgoing: deque[tuple[bytes, Context]] = deque()
-        self._post_scope = anyio.CancelScope()
         self._is_resetting = False
         self._is_running = saved is None
         self._is_restored = saved is not None
         if saved is not None:
             self.machine.restore(saved)
-        self._counts: Counter[str] = Counter()
+        self._received = 0
         self._connects = 0
         self._is_open = False
-        self._message_port: GuestMessagePort
-        self._target_vp = 0
-        self._is_port_closed = False
-        """The server has stood still since it last posted."""
+        self._posts: ServerPosts
+        self._devices: ServerDevices
         self._turns: Turns
         self._trace: Trace | None = None
         self._work: Wakeup
-        self._send: Wakeup
         self._reset_done: Wakeup
         self._group: anyio.abc.TaskGroup
 
@@ -192,7 +139,7 @@ class VmbusServer(anyio.AsyncContextManagerMixin):
             await self._open(stack)
             async with anyio.create_task_group() as group:
                 self._group = group
-                for number, task in enumerate((self._work_through, self._post_through, self._follow_resets)):
+                for number, task in enumerate((self._work_through, self._posts.post_through, self._follow_resets)):
                     group.start_soon(self._supervise, self._turns.expect(("vmbus", number)), task, errors)
                 try:
                     yield self
@@ -216,28 +163,20 @@ class VmbusServer(anyio.AsyncContextManagerMixin):
             handle = await access.add_message_port(connection_id, config.vtl, _MessagePort(self, multiclient))
             stack.push_async_exit(handle)
         assert handle is not None
-        await self._open_message_port()
-        self._turns, self._trace = handle.turns, handle.trace
-        self._work, self._send, self._reset_done = (
-            self._turns.wakeup((kind, 0)) for kind in ("vmbus work", "vmbus send", "vmbus reset")
-        )
+        self._turns, self._trace = turns, trace = handle.turns, handle.trace
+        self._work, self._reset_done = (turns.wakeup((kind, 0)) for kind in ("vmbus work", "vmbus reset"))
+        self._posts = ServerPosts(access, config, turns, trace, self._work.notify)
+        self._devices = ServerDevices(access, config, turns, self)
+        if self._is_running:
+            self._posts.start()
         self._is_open = True
-
-    async def _open_message_port(self) -> None:
-        config = self.config
-        self._message_port = await self._access.new_guest_message_port(config.vtl, self._target_vp, config.sint)
-        self._is_port_closed = False
 
     def _close(self) -> None:
         self._is_open = False
-        self._message_port.close()
-        self._ports.close("the VMBus server has ended")
+        self._posts.stop()
         self._incoming.clear()
         self._effects.clear()
-        self._outgoing.clear()
-        requests, self._requests = self._requests, {}
-        for request in requests.values():
-            request.removed()
+        self._devices.close()
         self._reset_done.notify()
 
     async def _supervise(
@@ -266,14 +205,14 @@ class VmbusServer(anyio.AsyncContextManagerMixin):
         """The partition's trace."""
         return self._trace
 
-    async def offer(self, params: OfferParams, requests: ChannelRequests) -> _Offer:
+    async def offer(self, params: OfferParams, requests: ChannelRequests) -> ServerOffer:
         """See `Bus.offer`."""
         if not self._is_open:
             raise OfferRefused("the VMBus server is not running; offer within its `async with` block")
         offer_id, effects = self.machine.offer(params)
-        self._requests[offer_id] = requests
+        self._devices.add(offer_id, requests)
         self.run(effects)
-        return _Offer(self, offer_id, params)
+        return ServerOffer(self, offer_id, params)
 
     def run(self, effects: Iterable[do.Effect]) -> None:
         """Carry these effects out after those that wait; what devices' answers lead to comes in here."""
@@ -289,11 +228,11 @@ class VmbusServer(anyio.AsyncContextManagerMixin):
     def statistics(self) -> ServerStatistics:
         """Counts since the start, and what waits now."""
         return ServerStatistics(
-            received=self._counts["received"],
-            sent=self._counts["sent"],
+            received=self._received,
+            sent=self._posts.sent,
             complaints=dict(self.machine.state.complaints),
             waiting_in=len(self._incoming),
-            waiting_out=len(self._outgoing),
+            waiting_out=len(self._posts),
             open_channels=len(self.machine.open_offers()),
         )
 
@@ -311,9 +250,8 @@ class VmbusServer(anyio.AsyncContextManagerMixin):
     def stop(self) -> None:
         """Stand still: nothing is taken from the guest nor posted to it, and devices are asked nothing, until `start`."""
         self._is_running = False
-        if self._is_open:  # a post that waits for room waits here from now on
-            self._message_port.close()
-            self._is_port_closed = True
+        if self._is_open:
+            self._posts.stop()
 
     def start(self) -> None:
         """Go on after `stop`, or begin after a restore: devices that have not come back are rescinded now."""
@@ -324,7 +262,7 @@ class VmbusServer(anyio.AsyncContextManagerMixin):
             self._is_restored = False
             self.run(self.machine.start())
         self._work.notify()
-        self._send.notify()
+        self._posts.start()
 
     def save(self) -> bytes:
         """What the guest relies on, as a document for `saved`; see `channels.core.server.saved`. Call it while stopped.
@@ -334,7 +272,7 @@ class VmbusServer(anyio.AsyncContextManagerMixin):
         """
         if self._is_running:
             raise HostError("stop the VMBus server before saving it")
-        waiting = [data for data, _ in self._outgoing]
+        waiting = self._posts.waiting
         for effect, _ in self._effects:
             match effect:
                 case do.SendSaved(data):
@@ -365,48 +303,20 @@ class VmbusServer(anyio.AsyncContextManagerMixin):
                 if self._trace is not None:
                     self._trace.work_on(context)
                 await self._execute(effect)
-            elif self._incoming and not self._outgoing and self.machine.may_receive:
+            elif self._incoming and not len(self._posts) and self.machine.may_receive:
                 self._receive(self._incoming.popleft())
             else:
                 await self._work.wait()
 
     def _receive(self, message: _Incoming) -> None:
-        self._counts["received"] += 1
+        self._received += 1
         if self._trace is not None:
             self._trace.work_on(message.context)
         effects = self.machine.receive(message.data, trusted=message.trusted, multiclient=message.multiclient)
         if self._trace is not None:
             refused = next((effect.reason for effect in effects if isinstance(effect, do.Complaint)), "")
-            self._tell(self._trace, "in", message.data, refused)
+            tell_message(self._trace, "in", message.data, refused)
         self.run(effects)
-
-    async def _post_through(self) -> None:
-        told = None
-        while True:
-            if not self._outgoing or not self._is_running:
-                await self._send.wait()
-                continue
-            if self._is_port_closed:
-                await self._open_message_port()
-                continue
-            data, context = message = self._outgoing[0]
-            if self._trace is not None:
-                self._trace.work_on(context)
-                if message is not told:  # a stop may have interrupted its post
-                    self._tell(self._trace, "out", data)
-                    told = message
-            try:
-                with anyio.CancelScope() as self._post_scope:
-                    if not self._message_port.try_post_message(CHANNEL_MESSAGE, data):
-                        await self._message_port.post_message(CHANNEL_MESSAGE, data)
-                    self._counts["sent"] += 1
-                    if self._outgoing and self._outgoing[0] is message:  # a reset may have dropped it meanwhile
-                        self._outgoing.popleft()
-            except PortClosed:
-                if not self._is_port_closed:
-                    return  # the partition has ended
-            if not self._outgoing:
-                self._work.notify()
 
     async def _follow_resets(self) -> None:
         while True:
@@ -418,120 +328,42 @@ class VmbusServer(anyio.AsyncContextManagerMixin):
     # effects
 
     async def _execute(self, effect: do.Effect) -> None:
+        if await self._devices.execute(effect):
+            return
         match effect:
             case do.SendMessage(message, None):
-                self._outgoing.append((message.pack(), NO_CONTEXT if self._trace is None else self._trace.context()))
-                self._send.notify()
+                self._posts.add(message.pack())
             case do.SendSaved(data):
-                self._outgoing.append((data, NO_CONTEXT))
-                self._send.notify()
+                self._posts.add(data)
             case do.SendMessage(message, target) if target is not None:
-                await self._send_to(target, message)
-            case do.CreatePorts():
-                await self._create_ports(effect)
-            case do.DestroyPorts():
-                self._failed_ports.discard(effect.offer_id)
-                self._ports.destroy(effect.offer_id, "the channel was closed")
-            case do.ModifyConnection(version=None):
-                await self._reset_connection(effect)
+                await self._posts.post_at_once(target, message.pack())
             case do.ModifyConnection():
                 await self._modify_connection(effect)
-            case do.ModifyDevice():
-                ports = self._ports.of(effect.offer_id)
-                if ports is not None:
-                    await ports.set_target_vp(effect.target_vp)
-                self._ask(effect.offer_id, lambda requests: requests.modify_channel(effect.target_vp))
             case do.ConnectHvsock():
                 self._connects += 1
                 begin = self._turns.expect(("hvsock connect", self._connects))
                 self._group.start_soon(self._connect_hvsock, begin, effect)
-            case _:
-                self._execute_at_once(effect)
-
-    def _execute_at_once(self, effect: do.Effect) -> None:
-        match effect:
-            case do.OpenDevice() | do.ResumeDevice():
-                self._open_device(effect)
-            case do.DropOpen():
-                self._ask(effect.offer_id, lambda requests: requests.drop_open())
-            case do.CloseDevice():
-                self._ask(effect.offer_id, lambda requests: requests.close_channel())
-            case do.CreateGpadl():
-                ranges, _ = parse_gpa_ranges(effect.buffer, effect.range_count)
-                self._ask(effect.offer_id, lambda requests: requests.create_gpadl(effect.gpadl_id, ranges))
-            case do.ResumeGpadl():
-                ranges, _ = parse_gpa_ranges(effect.buffer, effect.range_count)
-                self._ask(effect.offer_id, lambda requests: requests.resume_gpadl(effect.gpadl_id, ranges))
-            case do.TeardownGpadl():
-                self._ask(effect.offer_id, lambda requests: requests.teardown_gpadl(effect.gpadl_id))
-            case do.RemoveOffer():
-                requests = self._requests.pop(effect.offer_id, None)
-                if requests is not None:
-                    requests.removed()
-            case do.ForwardContact():
-                if self._forward is not None:
-                    self._forward(effect)
+            case do.ForwardContact() if self._forward is not None:
+                self._forward(effect)
             case do.DropMessages():
-                self._outgoing.clear()
-                self._post_scope.cancel()
+                self._posts.drop()
             case do.ResetDone():
                 self._is_resetting = False
                 self._reset_done.notify()
             case do.Complaint():
                 _log.info(effect.event, reason=effect.reason)
             case do.ChannelChanged() | do.GpadlChanged() if self._trace is not None:
-                self._tell_change(self._trace, effect)
-
-    def _ask(self, offer_id: int, ask: Callable[[ChannelRequests], None]) -> None:
-        requests = self._requests.get(offer_id)
-        if requests is not None:
-            ask(requests)
-
-    async def _send_to(self, target: do.Target, message: ChannelMessage) -> None:
-        """Now or never, to a processor and SINT that the guest chose."""
-        try:
-            port = await self._access.new_guest_message_port(self.config.vtl, target.vp, target.sint)
-        except ValueError as error:
-            _log.info("answer_dropped", reason=str(error))
-            return
-        data = message.pack()
-        if self._trace is not None:
-            self._tell(self._trace, "out", data)
-        if port.try_post_message(CHANNEL_MESSAGE, data):
-            self._counts["sent"] += 1
-        else:
-            _log.info("answer_dropped", reason=f"the slot of SINT {target.sint}, processor {target.vp}, is busy")
-        port.close()
-
-    async def _create_ports(self, effect: do.CreatePorts) -> None:
-        doorbell = Doorbell(self._turns.wakeup(("channel", effect.channel_id)))
-        try:
-            await self._ports.create(effect.offer_id, effect.channel_id, effect.params, doorbell)
-        except (HostError, ValueError) as error:
-            if isinstance(error, PartitionClosed):
-                raise
-            self._failed_ports.add(effect.offer_id)
-            _log.info("channel_not_opened", channel_id=effect.channel_id, reason=str(error))
-
-    def _open_device(self, effect: do.OpenDevice | do.ResumeDevice) -> None:
-        requests, ports = self._requests.get(effect.offer_id), self._ports.of(effect.offer_id)
-        if effect.offer_id in self._failed_ports:
-            self._failed_ports.discard(effect.offer_id)
-            if isinstance(effect, do.ResumeDevice):
-                self.run(self.machine.revoke(effect.offer_id))  # its signals cannot be had back: the guest has to know
-            else:
-                self.run(self.machine.open_ended(effect.offer_id, STATUS_UNSUCCESSFUL)[1])
-        elif requests is not None and ports is not None:
-            begin = requests.resume_channel if isinstance(effect, do.ResumeDevice) else requests.open_channel
-            begin(ports.channel_id, effect.params, ports.interrupt, ports.doorbell)
+                tell_change(self._trace, effect)
 
     async def _modify_connection(self, effect: do.ModifyConnection) -> None:
+        """Set up what a connection uses of the partition, or take it back (version None)."""
         status, host_pages = ConnectionState.SUCCESSFUL, None
-        await self._aim(effect.target_vp)
+        await self._posts.aim(effect.target_vp)
+        ports = self._devices.ports
         try:
-            self._ports.drop_bitmap()
+            ports.drop_bitmap()
             if effect.interrupt_page is not None:
-                await self._ports.use_bitmap(self.memory.view(effect.interrupt_page, PAGE_SIZE))
+                await ports.use_bitmap(self.memory.view(effect.interrupt_page, PAGE_SIZE))
             host_pages = await self._set_monitor_pages(effect)
         except (MemoryAccessError, HostError, ValueError) as error:
             if isinstance(error, PartitionClosed):
@@ -539,13 +371,6 @@ class VmbusServer(anyio.AsyncContextManagerMixin):
             _log.info("connection_refused", reason=str(error))
             status = ConnectionState.FAILED_UNKNOWN_FAILURE
         self.run(self.machine.connection_modified(status, host_pages))
-
-    async def _aim(self, target_vp: int | None) -> None:
-        """Control messages go to this processor from now on, None for the one that they go to."""
-        if target_vp is not None:
-            self._target_vp = target_vp
-            if not self._is_port_closed:
-                await self._message_port.set_target_vp(target_vp)
 
     async def _set_monitor_pages(self, effect: do.ModifyConnection) -> do.MonitorPages | None:
         monitor = self._access.monitor_support
@@ -560,13 +385,6 @@ class VmbusServer(anyio.AsyncContextManagerMixin):
         await monitor.set_monitor_page(self.config.vtl, given)
         return None
 
-    async def _reset_connection(self, effect: do.ModifyConnection) -> None:
-        self._ports.drop_bitmap()
-        if self._access.monitor_support is not None:
-            await self._access.monitor_support.set_monitor_page(self.config.vtl, None)
-        await self._aim(effect.target_vp)
-        self.run(self.machine.connection_modified())
-
     async def _connect_hvsock(self, begin: Callable[[], Awaitable[None]], effect: do.ConnectHvsock) -> None:
         request: TlConnectRequest = effect.request
         accepted = False
@@ -579,23 +397,3 @@ class VmbusServer(anyio.AsyncContextManagerMixin):
         self.run(self.machine.hvsock_connected(request, accepted=accepted))
         self._work.notify()
         self._turns.leave()
-
-    # the trace
-
-    def _tell(self, trace: Trace, direction: str, data: bytes, refused: str = "") -> None:
-        name, channel_id = name_of(data)
-        event = trace.emit(Control, side="host", direction=direction, name=name, channel_id=channel_id, refused=refused)
-        trace.work_on((event, trace.context()[1]))
-
-    def _tell_change(self, trace: Trace, effect: do.ChannelChanged | do.GpadlChanged) -> None:
-        if isinstance(effect, do.ChannelChanged):
-            trace.emit(Channel, side="host", channel_id=effect.channel_id, before=effect.before, after=effect.after)
-        else:
-            trace.emit(
-                Gpadl,
-                side="host",
-                channel_id=effect.channel_id,
-                gpadl_id=effect.gpadl_id,
-                before=effect.before,
-                after=effect.after,
-            )
