@@ -24,6 +24,14 @@ VIOLATIONS = [
     ("one-way-in", "channels/bus.py", "from broker.partition import Partition"),
     ("one-way-in", "channels/bus.py", "from broker import Partition"),
     ("one-way-in", "channels/bus.py", "from broker.synic import SynicPortMap"),
+    ("channels-layers", "channels/protocol/offer.py", "from ..ring import RingMemory"),
+    ("channels-layers", "channels/devices/echo.py", "from ..server import VmbusServer"),
+    ("channels-layers", "channels/server/posts.py", "from ..client import VmbusClient"),
+    ("channels-layers", "channels/of_no_layer.py", ""),
+    ("two-machines", "channels/core/client/states.py", "from ..server import ServerConfig"),
+    ("pure-channels", "channels/core/server/table.py", "import time"),
+    ("pure-channels", "channels/ring/memory.py", "import structlog"),
+    ("pure-channels", "channels/protocol/wire.py", "from broker.access import Turns"),
     ("channels-follows", "broker/processor.py", "import channels"),
     ("channels-follows", "broker/core/timers.py", "import channels.bus"),
     ("channels-follows", "broker/__init__.py", "import channels.bus"),
@@ -55,7 +63,6 @@ def copy(tmp_path: Path) -> Path:
     for package in ("broker", "channels"):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    (tmp_path / "channels" / "bus.py").touch()
     return tmp_path
 
 
