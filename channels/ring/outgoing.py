@@ -49,7 +49,7 @@ from .control import (
 from .memory import RingMemory
 
 _FORMS = 256
-"""Payload sizes for which a ring keeps the compiled packing."""
+"""Payload sizes whose compiled packing is kept, for all rings together."""
 
 
 def footprint(payload_size: int, header_size: int = 0) -> int:
@@ -58,9 +58,14 @@ def footprint(payload_size: int, header_size: int = 0) -> int:
 
 
 @lru_cache(maxsize=_FORMS)
-def _packing(padded: int) -> Callable[..., bytes]:
-    """Packs (first word, transaction ID, payload, footer) with a payload of up to so many bytes; the same for all rings."""
-    return struct.Struct(f"<QQ{padded}sQ").pack
+def _form(size: int) -> tuple[Callable[..., bytes], int, int]:
+    """(pack, first word without type and flags, bytes in the ring) of packets with this size of payload.
+
+    `pack` takes the first word, the transaction ID, the payload and the footer.
+    """
+    padded = round_up_8(size)
+    word = descriptor_word(0, DESCRIPTOR_SIZE, DESCRIPTOR_SIZE + padded, 0)
+    return struct.Struct(f"<QQ{padded}sQ").pack, word, footprint(size)
 
 
 class OutgoingRing:
@@ -69,14 +74,13 @@ class OutgoingRing:
     `initialize` is for a channel that opens; without it this end goes on where an earlier one stopped.
     """
 
-    __slots__ = ("_forms", "_in", "_memory", "_next", "_pending", "_room", "_size", "_staged", "_words")
+    __slots__ = ("_in", "_memory", "_next", "_pending", "_room", "_size", "_staged", "_words")
 
     def __init__(self, memory: RingMemory) -> None:
         self._memory = memory
         self._words = memory.words
         self._size = memory.size
         self._staged: list[bytes] = []
-        self._forms: dict[int, tuple[Callable[..., bytes], int, int]] = {}
         self._in = self._next = check_index(IN, self._words[IN], self._size)
         self._pending = self._words[PENDING_SEND_SIZE]
         """Whether this end waits; an earlier one may have left that behind."""
@@ -119,7 +123,7 @@ class OutgoingRing:
         not fit its field.
         """
         size = len(payload)
-        pack, word, total = self._forms.get(size) or self._new_form(size)
+        pack, word, total = _form(size)
         if total > self._room and not self._find_room(total):
             return False
         position = self._next
@@ -182,7 +186,7 @@ class OutgoingRing:
         if len(sizes) != 1:
             return self._put_each(payloads, ids, flags, packet_type)
         size = sizes.pop()
-        pack, word, total = self._forms.get(size) or self._new_form(size)
+        pack, word, total = _form(size)
         count = len(payloads)
         if count * total > self._room:
             self._find_room(total)
@@ -245,6 +249,7 @@ class OutgoingRing:
         """Load `out`; True when `total` bytes fit, and then this producer waits no more."""
         self._load_room()
         if total > self._room:
+            self._check_size(total)
             if self._pending:
                 self._room = 0  # so that the next packet comes by here and clears the pending send size
             return False
@@ -255,22 +260,14 @@ class OutgoingRing:
     def _load_room(self) -> None:
         size, before = self._size, self._in
         out = check_index(OUT, self._words[OUT], size)
-        # An `out` that has passed `in` is believed as far as it goes: it can only make room smaller.
-        self._room = max(0, size - UNUSABLE - (before - out) % size - (self._next - before) % size)
+        # An `out` that has passed `in` is believed as far as it goes: it can only make room smaller. An empty ring has 8
+        # bytes more than its largest packet takes, so that this one number says what fits and what never will.
+        room = size - UNUSABLE - (before - out) % size - (self._next - before) % size
+        self._room = max(0, min(room, self.largest_packet))
 
     def _check_size(self, total: int) -> None:
         if total > self.largest_packet:
             raise MessageTooLarge(total, self.largest_packet)
-
-    def _new_form(self, size: int) -> tuple[Callable[..., bytes], int, int]:
-        """(pack, first word without type and flags, bytes in the ring) of packets with this size of payload."""
-        padded, total = round_up_8(size), footprint(size)
-        self._check_size(total)
-        word = descriptor_word(0, DESCRIPTOR_SIZE, DESCRIPTOR_SIZE + padded, 0)
-        if len(self._forms) >= _FORMS:
-            self._forms.clear()
-        form = self._forms[size] = (_packing(padded), word, total)
-        return form
 
     def _footers(self, count: int, total: int) -> Iterable[int]:
         """The footers of so many packets of one size."""
