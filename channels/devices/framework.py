@@ -330,6 +330,8 @@ class _Offered:
             await begin()
             await self._device.modify(channel, target_vp)
             self._offer.modify_ended()
+        except PartitionClosed:
+            return
         except Exception as error:
             self._fail(channel, error)
         finally:

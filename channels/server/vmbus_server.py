@@ -26,7 +26,7 @@ import structlog
 
 from broker.access import MonitorPageGpas, PortHandle, SynicPortAccess, Turns, Wakeup
 from broker.errors import HostError, MemoryAccessError, OfferRefused, PartitionClosed
-from broker.hvdef import PAGE_SIZE, HvStatus, Vtl
+from broker.hvdef import PAGE_SIZE, HvStatus
 from broker.memory import GuestMemory
 from broker.trace import NO_CONTEXT, Context, Trace
 
@@ -36,12 +36,6 @@ from ..core.server import effects as do
 from ..core.server.offer_params import OfferParams
 from ..core.server.state import ServerConfig
 from ..protocol.hvsock import TlConnectRequest
-from ..protocol.ids import (
-    MESSAGE_CONNECTION,
-    MULTICLIENT_CONNECTION,
-    VMBUS_SINT,
-    message_connection,
-)
 from ..protocol.message import ConnectionState
 from .devices import ServerDevices
 from .offer import ServerOffer
@@ -155,11 +149,8 @@ class VmbusServer(anyio.AsyncContextManagerMixin):
 
     async def _open(self, stack: AsyncExitStack) -> None:
         config, access = self.config, self._access
-        connections = {MESSAGE_CONNECTION: False, MULTICLIENT_CONNECTION: True}
-        if config.vtl != Vtl.VTL0 or config.sint != VMBUS_SINT:
-            connections = {message_connection(config.sint, 0, config.vtl): True}
         handle: PortHandle | None = None
-        for connection_id, multiclient in connections.items():
+        for connection_id, multiclient in config.connections.items():
             handle = await access.add_message_port(connection_id, config.vtl, _MessagePort(self, multiclient))
             stack.push_async_exit(handle)
         assert handle is not None

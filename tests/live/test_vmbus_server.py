@@ -116,7 +116,7 @@ async def test_a_contact_for_another_vtl_goes_to_the_other_server() -> None:
 
 async def test_a_paravisors_server_is_at_a_connection_of_its_own() -> None:
     settings = {"vtls": (Vtl.VTL0, Vtl.VTL2)}
-    redirected = ServerConfig(vtl=Vtl.VTL2, sint=7, message_connection_id=0x80_0074, first_channel_id=1025)
+    redirected = ServerConfig(vtl=Vtl.VTL2, sint=7, first_channel_id=1025)
     async with (
         Partition(config(**settings)) as partition,
         VmbusServer(partition.synic(), partition.memory),

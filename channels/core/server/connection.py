@@ -237,7 +237,7 @@ class ConnectionMachine:
             self._disconnect(next_action)
 
     def _success(self, connection: Connection) -> VersionResponse:
-        field = version_field(connection.version, self._state.config.message_connection_id)
+        field = version_field(connection.version, self._state.config.named_connection)
         if connection.version < Version.COPPER:
             return VersionResponse(1, ConnectionState.SUCCESSFUL, field)
         features = int(connection.features)
@@ -249,7 +249,7 @@ class ConnectionMachine:
         return VersionResponse2(1, ConnectionState.SUCCESSFUL, field, features)
 
     def _send_failure(self, version: Version, features: FeatureFlags, status: ConnectionState) -> None:
-        field = version_field(version, self._state.config.message_connection_id)
+        field = version_field(version, self._state.config.named_connection)
         if version < Version.WIN8:
             self._state.send(VersionResponse())
         elif version < Version.COPPER:

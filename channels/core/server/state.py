@@ -12,7 +12,13 @@ import msgspec
 from broker.hvdef import Vtl
 
 from ...protocol.hvsock import TlConnectRequest
-from ...protocol.ids import MULTICLIENT_CONNECTION, REDIRECT_SINT, VMBUS_SINT
+from ...protocol.ids import (
+    MESSAGE_CONNECTION,
+    MULTICLIENT_CONNECTION,
+    REDIRECT_SINT,
+    VMBUS_SINT,
+    message_connection,
+)
 from ...protocol.message import ChannelMessage
 from ...protocol.parse import Agreed
 from ...protocol.versions import ALWAYS_SUPPORTED, NO_FEATURES, FeatureFlags, Version
@@ -33,8 +39,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     redirect_vtl: Vtl = Vtl.VTL2
     redirect_sint: int = REDIRECT_SINT
     """Where interrupts go that a guest asks to be redirected."""
-    message_connection_id: int = MULTICLIENT_CONNECTION
-    """What VERSION_RESPONSE names from version 5.0 on."""
+    message_connection_id: int | None = None
+    """What VERSION_RESPONSE names from version 5.0 on; the newest of `connections` unless given."""
     max_version: Version = Version.COPPER
     max_version_after_unload: Version | None = None
     """A cap that starts with the first UNLOAD, for firmware that may speak newer than the system it boots."""
@@ -49,6 +55,18 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The order that devices ask for counts before their interface."""
     gpadl_words: int = GPADL_WORDS
     """64-bit words that all GPADLs of a guest may hold, each counted with 16 more."""
+
+    @property
+    def connections(self) -> dict[int, bool]:
+        """The connection IDs that guests post to, oldest first, and whether several servers share each."""
+        if self.vtl is Vtl.VTL0 and self.sint == VMBUS_SINT:
+            return {MESSAGE_CONNECTION: False, MULTICLIENT_CONNECTION: True}
+        return {message_connection(self.sint, 0, self.vtl): True}
+
+    @property
+    def named_connection(self) -> int:
+        """What VERSION_RESPONSE names."""
+        return list(self.connections)[-1] if self.message_connection_id is None else self.message_connection_id
 
 
 class ConnectionPhase(Enum):
