@@ -14,15 +14,12 @@ The exit status is 1 when a goal is missed. Under a debug mode there are no figu
 
 from __future__ import annotations
 
-import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from time import perf_counter_ns
 from uuid import UUID
 
-import anyio
-import click
 import msgspec
 
 from broker import HvStatus, Partition
@@ -37,17 +34,14 @@ from channels.server import VmbusServer
 
 from .idle import measure_idle
 from .measure import (
-    BACKENDS,
     REPETITIONS,
     Goal,
-    Machine,
     Result,
     Round,
     Timed,
     expect,
     interleave,
-    refuse_debug_modes,
-    render,
+    program,
     timed,
 )
 
@@ -255,29 +249,15 @@ async def measure(loop: str, rounds: int) -> list[Result]:
     return [*await measure_packets(loop, rounds), *await measure_idle(loop)]
 
 
-@click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-@click.option("--loop", type=click.Choice((*BACKENDS, "both")), default="both", show_default=True)
-@click.option(
-    "--rounds", type=click.IntRange(1), default=ROUNDS, show_default=True, help="Interleaved rounds, three times."
+main = program(
+    measure,
+    "Measure what packets and idle channels cost, and say whether the goal is met.",
+    f"packets: medians of {{}} interleaved rounds of {CALLS}, best of {REPETITIONS}; range: 80 % of the rounds;"
+    " x: to what the same round measured",
+    rounds=ROUNDS,
+    calls=CALLS,
+    packages=("anyio", "trio", "msgspec"),
 )
-def main(as_json: bool, loop: str, rounds: int) -> None:
-    """Measure what packets and idle channels cost, and say whether the goal is met."""
-    refuse_debug_modes()
-    machine = Machine.this("anyio", "trio", "msgspec")
-    loops = BACKENDS if loop == "both" else (loop,)
-    results = [result for name in loops for result in anyio.run(measure, name, rounds, backend=name)]
-    missed = sum(result.met is False for result in results)
-    if as_json:
-        document = {"machine": machine, "rounds": rounds, "calls": CALLS, "results": results, "missed": missed}
-        click.echo(msgspec.json.format(msgspec.json.encode(document)))
-    else:
-        click.echo(
-            f"{machine}\npackets: medians of {rounds} interleaved rounds of {CALLS}, best of {REPETITIONS}; range: 80 % of"
-            f" the rounds; x: to what the same round measured\n\n{render(results)}\n\n{missed} goals missed"
-        )
-    sys.exit(1 if missed else 0)
-
 
 if __name__ == "__main__":
     main()

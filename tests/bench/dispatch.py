@@ -28,24 +28,20 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
-import click
 import msgspec
 import structlog
 
 from broker import HvStatus, MessageInbox, Partition, PartitionConfig, Vtl, receive_messages
 
 from .measure import (
-    BACKENDS,
     REPETITIONS,
     Goal,
-    Machine,
     Result,
     Round,
     Timed,
     expect,
     interleave,
-    refuse_debug_modes,
-    render,
+    program,
     timed,
 )
 from .scale import measure_scale
@@ -355,26 +351,14 @@ async def measure(loop: str, rounds: int) -> list[Result]:
     ]
 
 
-@click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-@click.option("--loop", type=click.Choice((*BACKENDS, "both")), default="both", show_default=True)
-@click.option(
-    "--rounds", type=click.IntRange(1), default=ROUNDS, show_default=True, help="Interleaved rounds, three times."
+main = program(
+    measure,
+    "Measure goals P1 to P4 and say which are met.",
+    _ROUNDS,
+    rounds=ROUNDS,
+    calls=CALLS,
+    packages=("anyio", "trio"),
 )
-def main(as_json: bool, loop: str, rounds: int) -> None:
-    """Measure goals P1 to P4 and say which are met."""
-    refuse_debug_modes()
-    machine = Machine.this("anyio", "trio")
-    loops = BACKENDS if loop == "both" else (loop,)
-    results = [result for name in loops for result in anyio.run(measure, name, rounds, backend=name)]
-    missed = sum(result.met is False for result in results)
-    if as_json:
-        document = {"machine": machine, "rounds": rounds, "calls": CALLS, "results": results, "missed": missed}
-        click.echo(msgspec.json.format(msgspec.json.encode(document)))
-    else:
-        click.echo(f"{machine}\n{_ROUNDS.format(rounds)}\n\n{render(results)}\n\n{missed} goals missed")
-    sys.exit(1 if missed else 0)
-
 
 if __name__ == "__main__":
     main()

@@ -13,12 +13,13 @@ import platform
 import random
 import statistics
 import sys
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from textwrap import indent
 from time import perf_counter_ns
 from typing import Any
 
+import anyio
 import click
 import msgspec
 
@@ -189,3 +190,38 @@ def render(results: list[Result]) -> str:
 
 def _figure(value: float) -> str:
     return f"{value:.2f}" if abs(value) < 100 else f"{value:.0f}"
+
+
+def program(
+    measure: Callable[[str, int], Awaitable[list[Result]]],
+    about: str,
+    how: str,
+    *,
+    rounds: int,
+    calls: int,
+    packages: Sequence[str],
+    loop: str = "both",
+) -> click.Command:
+    """The command line of a benchmark: `measure(loop, rounds)` on one loop or both, a table or JSON, missed goals.
+
+    `how` says above the table what was done; `{}` in it stands for the number of rounds.
+    """
+
+    @click.command(help=about)
+    @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+    @click.option("--loop", "chosen", type=click.Choice((*BACKENDS, "both")), default=loop, show_default=True)
+    @click.option("--rounds", "number", type=click.IntRange(1), default=rounds, show_default=True, help="Three times.")
+    def main(as_json: bool, chosen: str, number: int) -> None:
+        refuse_debug_modes()
+        machine = Machine.this(*packages)
+        loops = BACKENDS if chosen == "both" else (chosen,)
+        results = [result for name in loops for result in anyio.run(measure, name, number, backend=name)]
+        missed = sum(result.met is False for result in results)
+        if as_json:
+            document = {"machine": machine, "rounds": number, "calls": calls, "results": results, "missed": missed}
+            click.echo(msgspec.json.format(msgspec.json.encode(document)))
+        else:
+            click.echo(f"{machine}\n{how.format(number)}\n\n{render(results)}\n\n{missed} goals missed")
+        sys.exit(1 if missed else 0)
+
+    return main

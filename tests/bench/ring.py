@@ -12,25 +12,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import anyio
-import click
-import msgspec
-
 from broker import HvStatus
 from channels.ring import IncomingRing, OutgoingRing, RingMemory
 from channels.ring.control import CONTROL_PAGE_SIZE, IN, OUT
 
 from .measure import (
-    BACKENDS,
     REPETITIONS,
     Goal,
-    Machine,
     Result,
     Round,
     expect,
     interleave,
-    refuse_debug_modes,
-    render,
+    program,
     timed,
 )
 
@@ -121,26 +114,16 @@ async def measure(loop: str, rounds: int) -> list[Result]:
     ]
 
 
-@click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-@click.option("--loop", type=click.Choice((*BACKENDS, "both")), default="asyncio", show_default=True)
-@click.option(
-    "--rounds", type=click.IntRange(1), default=ROUNDS, show_default=True, help="Interleaved rounds, three times."
+main = program(
+    measure,
+    "Measure what a packet costs in a ring.",
+    f"x: to the bare await of the same round; medians of {{}} interleaved rounds of {CALLS} packets, best of"
+    f" {REPETITIONS}; range: 80 % of the rounds",
+    rounds=ROUNDS,
+    calls=CALLS,
+    packages=("anyio", "msgspec"),
+    loop="asyncio",
 )
-def main(as_json: bool, loop: str, rounds: int) -> None:
-    """Measure what a packet costs in a ring."""
-    refuse_debug_modes()
-    machine = Machine.this("anyio", "msgspec")
-    loops = BACKENDS if loop == "both" else (loop,)
-    results = [result for name in loops for result in anyio.run(measure, name, rounds, backend=name)]
-    if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode({"machine": machine, "rounds": rounds, "results": results})))
-        return
-    click.echo(
-        f"{machine}\nx: to the bare await of the same round; medians of {rounds} interleaved rounds of {CALLS} packets,"
-        f" best of {REPETITIONS}; range: 80 % of the rounds\n\n{render(results)}"
-    )
-
 
 if __name__ == "__main__":
     main()
