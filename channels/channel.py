@@ -36,6 +36,8 @@ MAX_SET_APART = 1024
 """Packets that wait for `receive` while others wait for completions; no more are read before some are taken."""
 READ_AHEAD = 64
 """Packets that `receive` takes from the ring at once."""
+MOST_RANGE_BYTES = 16 << 20
+"""What `read_ranges` copies at most, unless told."""
 FIRST_REQUEST_ID = 1 << 63
 """Transaction IDs that `request` draws: the upper half of the 64 bits."""
 
@@ -213,8 +215,16 @@ class Channel:
 
     # guest memory that packets name
 
-    def read_ranges(self, ranges: Iterable[GpaRange]) -> bytes:
-        """What lies in these ranges. `ProtocolError` for pages outside guest memory: a guest has named them."""
+    def read_ranges(self, ranges: Iterable[GpaRange], most: int = MOST_RANGE_BYTES) -> bytes:
+        """What lies in these ranges, at most so many bytes in all.
+
+        `ProtocolError` for more, and for pages outside guest memory: a guest has named them, the same one a thousand
+        times if it likes.
+        """
+        ranges = tuple(ranges)
+        size = sum(part.byte_count for part in ranges)
+        if size > most:
+            raise ProtocolError("GPA ranges", 0, f"at most {most} bytes", f"{size}")
         try:
             return b"".join(self.memory.read(gpa, size) for part in ranges for gpa, size in part.pieces())
         except MemoryAccessError as error:

@@ -808,6 +808,16 @@ async def test_guest_memory_is_written_within_its_ranges_or_not_at_all() -> None
     assert guest.read_ranges(ranges) == b"0123456789\0\0"
 
 
+async def test_a_guest_that_names_one_page_a_thousand_times_is_not_copied_without_end() -> None:
+    _, host = pair()
+    ranges = [GpaRange(1 << 20, 0, (1,) * 256)] * 17
+    with pytest.raises(ProtocolError, match="at most 16777216 bytes, got 17825792"):
+        host.read_ranges(ranges)
+    with pytest.raises(ProtocolError, match="at most 4096 bytes"):
+        host.read_ranges(ranges[:1], most=4096)
+    assert len(host.read_ranges(ranges[:1])) == 1 << 20
+
+
 @pytest.mark.parametrize(
     ("ranges", "page_offset"),
     [
