@@ -96,8 +96,9 @@ def find_scenario(name: str) -> Scenario:
         raise ConfigurationError(f"{name} names no scenario; say module:name, as in channels.scenarios:echo")
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ConfigurationError(f"module {module_name} cannot be imported: {error}") from error
+    except Exception as error:  # whatever the module does when it is imported
+        reason = error if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
+        raise ConfigurationError(f"module {module_name} cannot be imported: {reason}") from error
     scenario = getattr(module, attribute, None)
     if not isinstance(scenario, Scenario):
         there = sorted(key for key, value in vars(module).items() if isinstance(value, Scenario))
@@ -131,8 +132,18 @@ async def play(
             await scenario.play(PartitionStage(partition, settings, report, tell))
             if seed is not None:
                 report.ticks = partition.clock.now()
-    except ScenarioFailed as error:
-        report.failure = str(error)
+    except Exception as error:
+        first = first_of(error)
+        if not isinstance(first, ScenarioFailed):
+            raise first from first.__cause__
+        report.failure = str(first)
     if seed is None:
         report.seconds = time.perf_counter() - begin
     return report
+
+
+def first_of(error: BaseException) -> BaseException:
+    """The exception that this is, or the first of those that task groups of a scenario wrapped."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

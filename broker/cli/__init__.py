@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import MutableMapping
+from typing import Any
 
 import click
 
@@ -56,7 +58,8 @@ def main() -> None:
         if isinstance(error, BrokenPipeError):
             sys.stderr.close()
             sys.exit(REFUSED)
-        _fail(f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error))
+        names_file = isinstance(error, OSError) and error.filename is not None
+        _fail(f"{error.filename}: {error.strerror}" if names_file else str(error))  # type: ignore[union-attr]
     sys.exit(result if isinstance(result, int) else 0)
 
 
@@ -71,6 +74,7 @@ def _configure_logging() -> None:
 
     structlog.configure(
         processors=[
+            _say_reason,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso"),
             structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
@@ -78,3 +82,14 @@ def _configure_logging() -> None:
         wrapper_class=structlog.make_filtering_bound_logger(30),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
+
+
+def _say_reason(logger: object, name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """What this package raises on purpose is a sentence; tracebacks are for mistakes in code."""
+    error = event.get("exc_info")
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, BrokerError | OSError):
+        del event["exc_info"]
+        event["reason"] = str(error)
+    return event

@@ -43,10 +43,16 @@ def scene_options(command: Command) -> Command:
 
 
 def run_on(loop: str, main: Callable[[], Awaitable[T]]) -> T:
-    """Run it on this event loop."""
+    """Run it on this event loop. Ctrl-C cancels `main`, on trio as well, and is raised as itself."""
     import anyio
 
-    return anyio.run(main, backend=loop)
+    options = {"restrict_keyboard_interrupt_to_checkpoints": True} if loop == "trio" else {}
+    try:
+        return anyio.run(main, backend=loop, backend_options=options)
+    except BaseExceptionGroup as group:
+        if group.subgroup(KeyboardInterrupt) is None:
+            raise
+        raise KeyboardInterrupt from None
 
 
 def open_trace(stack: ExitStack, path: Path | None) -> Trace:
@@ -74,4 +80,5 @@ def console() -> Console:
     """Standard output, as wide as the terminal."""
     from rich.console import Console
 
-    return Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+    is_terminal = sys.stdout is not None and sys.stdout.isatty()  # None where it was closed before we began
+    return Console(highlight=False, width=None if is_terminal else PLAIN_WIDTH)

@@ -94,16 +94,24 @@ def _summary(out: Console | None, title: str) -> Iterator[Callable[[Report], Non
         return
     if not out.is_terminal:
         said = -1
+        errors: list[BaseException] = []
 
         def tell(report: Report) -> None:
             nonlocal said
-            if said < 0:
-                out.print(Text(title))
-            for sentence in report.said[max(said, 0) :]:
-                out.print(Text(sentence))
+            if errors:
+                return
+            try:
+                if said < 0:
+                    out.print(Text(title))
+                for sentence in report.said[max(said, 0) :]:
+                    out.print(Text(sentence))
+            except (OSError, SystemExit) as error:  # rich exits where nobody reads; not from within guest code
+                errors.append(error)
             said = len(report.said)
 
         yield tell
+        if errors:
+            raise errors[0]
         return
     newest: list[Report] = []
     with Live(get_renderable=lambda: _picture(title, newest), console=out, refresh_per_second=10):

@@ -104,7 +104,8 @@ async def replay(
 
     async with (
         Partition(config) as partition,
-        VmbusServer(partition.synic(), partition.memory, hvsock_listener=listen) as server,
+        # The recorded host's monitor IDs are part of its replies, whatever this backend has.
+        VmbusServer(partition.synic(), partition.memory, hvsock_listener=listen, assigns_monitors=True) as server,
     ):
         arrived: list[bytes] = []
         for vp_index in sorted({vp for vp, _ in needs.targets}):

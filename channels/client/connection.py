@@ -24,7 +24,7 @@ from broker.trace import Channel, Control, Gpadl
 from ..core.client import ClientMachine
 from ..core.client import effects as done
 from ..core.effects import ChannelChanged, Complaint, Effect, GpadlChanged
-from ..protocol.ids import CHANNEL_MESSAGE, VMBUS_SINT
+from ..protocol.ids import CHANNEL_MESSAGE, REDIRECT_SINT, VMBUS_SINT
 from ..protocol.message import STATUS_SUCCESS
 from ..protocol.offer import OfferChannel
 from ..protocol.parse import name_of
@@ -40,7 +40,7 @@ T = TypeVar("T", bound=Effect)
 class ClientConnection:
     """See the module. `synics`: the client's own, then further ones for event flags alone."""
 
-    def __init__(self, synics: Sequence[GuestSynic]) -> None:
+    def __init__(self, synics: Sequence[GuestSynic], *, redirect: bool = False) -> None:
         self.synic = synic = synics[0]
         self.machine = ClientMachine()
         self.answers = Answers(synic.turns)
@@ -51,6 +51,8 @@ class ClientConnection:
         self.complaints: Counter[str] = Counter()
         self.agreed: done.Connected | None = None
         self._synics = synics
+        self._sints = (VMBUS_SINT, REDIRECT_SINT) if redirect else (VMBUS_SINT,)
+        """Where messages and event flags may come."""
         self._trace = synic.trace
         self._group: anyio.abc.TaskGroup | None = None
         self._errors: list[BaseException] = []
@@ -90,14 +92,19 @@ class ClientConnection:
     async def run(self) -> AsyncIterator[None]:
         """The block in which the tasks run."""
         async with AsyncExitStack() as stack:
-            messages = await stack.enter_async_context(self.synic.messages(VMBUS_SINT))
-            events = [await stack.enter_async_context(synic.events(VMBUS_SINT)) for synic in self._synics]
+            messages = [await stack.enter_async_context(self.synic.messages(sint)) for sint in self._sints]
+            events = [
+                (synic, sint, await stack.enter_async_context(synic.events(sint)))
+                for synic in self._synics
+                for sint in self._sints
+            ]
             async with anyio.create_task_group() as self._group:
                 vp_index = self.synic.vp_index
-                self._begin(("vmbus-messages", vp_index), partial(self._take_messages, messages))
+                for sint, arriving in zip(self._sints, messages, strict=True):
+                    self._begin((f"vmbus-messages-{sint}", vp_index), partial(self._take_messages, arriving))
                 self._begin(("vmbus-poster", vp_index), self.posts.run)
-                for synic, flags in zip(self._synics, events, strict=True):
-                    self._begin(("vmbus-events", synic.vp_index), partial(self._take_events, flags))
+                for synic, sint, flags in events:
+                    self._begin((f"vmbus-events-{sint}", synic.vp_index), partial(self._take_events, flags))
                 try:
                     yield
                 except anyio.get_cancelled_exc_class():

@@ -56,8 +56,8 @@ class VmbusClient(anyio.AsyncContextManagerMixin):
 
     `pages`: where rings and buffers come from; `GuestPages` of the synic's memory unless given. `version`: one or several
     to ask for, newest first; all unless given. `monitor`: with monitor pages, so that monitored channels are signalled
-    by them. `processors`: further processors whose channel interrupts are taken. `redirect`: look for the server of a
-    paravisor first. `document`: go on from a saved state instead of connecting, see `save`.
+    by them. `processors`: further processors whose channel interrupts are taken. `redirect`: this guest is a paravisor;
+    look for a server that redirects its messages first. `document`: go on from a saved state instead of connecting, see `save`.
 
     Below 3.0 the host talks to processor 0 only: a client elsewhere does not ask for such a version.
     `ConfigurationError` when no version is left.
@@ -83,14 +83,16 @@ class VmbusClient(anyio.AsyncContextManagerMixin):
             CLIENT_ID if client_id is None else client_id,
             guest_synic.vp_index,
             features=features,
-            vtl=int(guest_synic.vtl),
+            vtl=0 if redirect else int(guest_synic.vtl),
             tries_redirect=redirect,
         )
         self._wants_monitor = monitor
         self._document = document
-        self._link = ClientConnection([guest_synic, *processors])
+        self._redirects = redirect
+        self._link = ClientConnection([guest_synic, *processors], redirect=redirect)
         self._machine = self._link.machine
         self._processors = {synic.vp_index for synic in (guest_synic, *processors)}
+        self._was_opened = False
         self._own_pages: list[int] = []
         """Interrupt page and monitor pages."""
         self._gpadls = ClientGpadls(self._link, self.pages)
@@ -156,18 +158,20 @@ class VmbusClient(anyio.AsyncContextManagerMixin):
         ring_pages: tuple[int, int] = RING_PAGES,
         target_vp: int | None = OWN_VP,
         user_data: bytes = b"",
-        redirect: bool = False,
+        redirect: bool | None = None,
     ) -> GuestChannel:
         """Open a channel over two rings of so many pages, their control pages included: guest to host, host to guest.
 
         `target_vp`: processor of its interrupts (from 2.4, processor 0 before), None for none. `redirect`: they go to the
-        server's redirect SINT (feature 0x2). `ValueError` for a ring of less than two pages, a processor that the client
-        was not given, or more than 120 bytes of user data.
+        server's redirect SINT (feature 0x2); a client that redirects does so unless told. `ValueError` for a ring of less
+        than two pages, a processor that the client was not given, or more than 120 bytes of user data.
         """
         target = self._target(target_vp)
         await self._link.posts.wait_room()
         self._check_offered(offer)
-        return await self._opens.open(offer, ring_pages, target, user_data, redirect)
+        may_redirect = bool(self.features & FeatureFlags.CHANNEL_INTERRUPT_REDIRECTION)
+        wanted = self._redirects and may_redirect if redirect is None else redirect
+        return await self._opens.open(offer, ring_pages, target, user_data, wanted)
 
     async def close(self, channel: GuestChannel) -> None:
         """Close the channel and wait until the host has let go of its rings. Idempotent.

@@ -11,15 +11,15 @@
         ...
 
 `run` is cancelled when the guest closes or is gone. A guest that spoils a ring or lies in a packet (`PeerError`) ends
-that channel alone, until it opens it again. Any other exception is the device's own: its offer is revoked, and the block
-that serves it ends with the exception.
+that channel alone, until it opens it again, also from within a task group of the device. Any other exception is the
+device's own: its offer is revoked, and the block that serves it ends with the exception.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import anyio
 import anyio.abc
@@ -37,7 +37,7 @@ from ..core.server.offer_params import OfferParams
 from ..core.server.table import ChannelState
 from ..doorbell import Doorbell
 from ..protocol.gparange import GpaRange
-from ..protocol.message import STATUS_UNSUCCESSFUL
+from ..protocol.message import STATUS_SUCCESS, STATUS_UNSUCCESSFUL
 
 KICK_DELAY = 100 * TICKS_PER_MILLISECOND
 """After an open, a guest that has not heard an early signal is signalled again (OpenVMM does; see vmbus.md 4.8)."""
@@ -64,7 +64,7 @@ class Device:
     """Sub-channels that a guest may ask for."""
 
     async def open(self, channel: DeviceChannel) -> None:
-        """Before the guest hears of the open: packets may be there already. `RefuseOpen` refuses."""
+        """Before the guest hears of the open: packets may be there already. `RefuseOpen` refuses, `PeerError` as well."""
 
     async def run(self, channel: DeviceChannel) -> None:
         """Serve the channel. It stays open when this returns, until the guest closes it."""
@@ -141,7 +141,7 @@ class _Offered:
     )
 
     def __init__(
-        self, device: Device, bus: Bus, params: OfferParams, group: anyio.abc.TaskGroup, errors: list[Exception]
+        self, device: Device, bus: Bus, params: OfferParams, group: anyio.abc.TaskGroup, errors: list[BaseException]
     ) -> None:
         self.bus = bus
         self.gpadls: dict[int, tuple[GpaRange, ...]] = {}
@@ -279,13 +279,15 @@ class _Offered:
                     if is_resumed:
                         channel.kick()
                     if is_resumed or self._offer.open_ended():
-                        await self._device.run(channel)
+                        with _unwrapped():
+                            await self._device.run(channel)
                 finally:
                     kick.cancel()
                     with anyio.CancelScope(shield=True):
                         # Channels that are closed at once take turns again, so that a seed decides their order.
                         await turns.expect(("device", channel.channel_id))()
-                        await self._device.close(channel)
+                        with _unwrapped():
+                            await self._device.close(channel)
         except PartitionClosed:
             channel.end("the partition has ended")
         except (ChannelClosed, PeerError) as error:
@@ -313,9 +315,11 @@ class _Offered:
 
     async def _open(self, channel: DeviceChannel) -> bool:
         try:
-            await self._device.open(channel)
-        except RefuseOpen as error:
-            self._offer.open_ended(error.status)
+            with _unwrapped():
+                await self._device.open(channel)
+        except (RefuseOpen, ChannelClosed, PeerError) as error:  # of a peer, too: its open has to be answered
+            _log.info("open_refused", channel_id=channel.channel_id, reason=str(error))
+            self._offer.open_ended(error.status if isinstance(error, RefuseOpen) else STATUS_UNSUCCESSFUL)
             self._let_go()
             return False
         return True
@@ -328,14 +332,23 @@ class _Offered:
     async def _modify(self, begin: Callable[[], Awaitable[None]], channel: DeviceChannel, target_vp: int) -> None:
         try:
             await begin()
-            await self._device.modify(channel, target_vp)
-            self._offer.modify_ended()
+            with _unwrapped():
+                await self._device.modify(channel, target_vp)
+            self._modified(channel, STATUS_SUCCESS)
         except PartitionClosed:
             return
+        except (ChannelClosed, PeerError) as error:
+            channel.end(str(error))
+            self._modified(channel, STATUS_UNSUCCESSFUL)
         except Exception as error:
             self._fail(channel, error)
         finally:
             self.bus.turns.leave()
+
+    def _modified(self, channel: DeviceChannel, status: int) -> None:
+        """Say so, unless the channel was closed meanwhile: then nobody waits for it."""
+        if channel is self._channel and not self._is_closing:
+            self._offer.modify_ended(status)
 
     def _ended(self) -> None:
         """Nothing uses the rings any more."""
@@ -360,7 +373,7 @@ async def serve_devices(bus: Bus, *devices: Device) -> AsyncIterator[None]:
 
     `OfferRefused` when one cannot be offered. An exception of a device ends the block and is raised by it, unwrapped.
     """
-    errors: list[Exception] = []
+    errors: list[BaseException] = []
     offers: list[_Offered] = []
     async with anyio.create_task_group() as group:
         try:
@@ -369,7 +382,9 @@ async def serve_devices(bus: Bus, *devices: Device) -> AsyncIterator[None]:
                 await offered.begin()
                 offers.append(offered)
             yield
-        except Exception as error:  # not from within the group, which would wrap it
+        except anyio.get_cancelled_exc_class():
+            raise
+        except BaseException as error:  # not from within the group, which would wrap it
             errors.insert(0, error)
         finally:
             for offered in offers:
@@ -377,3 +392,19 @@ async def serve_devices(bus: Bus, *devices: Device) -> AsyncIterator[None]:
             group.cancel_scope.cancel()
     if errors:
         raise errors[0]
+
+
+@contextmanager
+def _unwrapped() -> Iterator[None]:
+    """Around code of a device, whose task groups wrap what ends a channel, and on trio a cancellation along with it."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        errors = group.split(anyio.get_cancelled_exc_class())[1]
+        if errors is None:
+            raise
+        ends, own = errors.split((ChannelClosed, PeerError, PartitionClosed, RefuseOpen))
+        first: BaseException = ends if own is None and ends is not None else errors
+        while isinstance(first, BaseExceptionGroup) and (own is None or len(first.exceptions) == 1):
+            first = first.exceptions[0]
+        raise first from None

@@ -25,16 +25,19 @@ async def _play(stage: Stage) -> None:
             in_traffic = Flag(server.turns, number)
 
             async def guest(synic: GuestSynic, in_traffic: Flag = in_traffic) -> None:
-                async with VmbusClient(synic, version=settings.version) as client:
-                    channels = [
-                        await client.open(await client.wait_offer(instance_id=device.offer.instance_id))
-                        for device in devices
-                    ]
-                    while True:
-                        for channel in channels:
-                            await channel.request(bytes(settings.payload))
-                            stage.count("packets echoed")
-                        in_traffic.set()
+                try:
+                    async with VmbusClient(synic, version=settings.version) as client:
+                        channels = [
+                            await client.open(await client.wait_offer(instance_id=device.offer.instance_id))
+                            for device in devices
+                        ]
+                        while True:
+                            for channel in channels:
+                                await channel.request(bytes(settings.payload))
+                                stage.count("packets echoed")
+                            in_traffic.set()
+                finally:
+                    in_traffic.set()  # also where it fails: what waits for traffic goes on, and hears why
 
             run = stage.start(0, guest)
             await in_traffic.wait()

@@ -107,7 +107,7 @@ class ServerPorts:
         """Make the ports of a channel, all or none. `HostError` or `ValueError` when one cannot be had."""
         config = self._config
         monitor = None if params.monitor_id is None else MonitorInfo(params.monitor_id)
-        handle = await self._access.add_event_port(params.connection_id, config.vtl, doorbell, monitor)
+        handle = await self._access.add_event_port(params.connection_id, config.message_vtl, doorbell, monitor)
         try:
             guest_port, interrupt = await self._towards_guest(channel_id, params)
         except BaseException:
@@ -122,7 +122,7 @@ class ServerPorts:
             return None, Interrupt.null()
         if bitmap is not None:
             return None, Interrupt.from_function(lambda: bitmap.signal_guest(channel_id))
-        vtl, sint = (config.redirect_vtl, config.redirect_sint) if params.redirect else (config.vtl, config.sint)
+        vtl, sint = (config.redirect_vtl, config.redirect_sint) if params.redirect else (config.vtl, VMBUS_SINT)
         port_id = event_port(channel_id, sint, vtl)
         port = await self._access.new_guest_event_port(port_id, vtl, params.target_vp, sint, params.event_flag)
         return port, port.interrupt()

@@ -92,7 +92,9 @@ class ServerPosts:
                 continue
             if self._port is None:
                 config = self._config
-                self._port = await self._access.new_guest_message_port(config.vtl, self._target_vp, config.sint)
+                self._port = await self._access.new_guest_message_port(
+                    config.message_vtl, self._target_vp, config.message_sint
+                )
                 continue
             port = self._port
             data, context = message = self._waiting[0]
@@ -117,7 +119,7 @@ class ServerPosts:
     async def post_at_once(self, target: Target, data: bytes) -> None:
         """Now or never, to a processor and SINT that the guest chose."""
         try:
-            port = await self._access.new_guest_message_port(self._config.vtl, target.vp, target.sint)
+            port = await self._access.new_guest_message_port(self._config.message_vtl, target.vp, target.sint)
         except ValueError as error:
             _log.info("answer_dropped", reason=str(error))
             return

@@ -96,9 +96,11 @@ class VmbusServer(anyio.AsyncContextManagerMixin):
         saved: bytes | None = None,
         hvsock_listener: HvsockListener | None = None,
         forward: Callable[[do.ForwardContact], None] | None = None,
+        assigns_monitors: bool | None = None,
     ) -> None:
         """`saved`: go on from such a document; the server stands still until `start`, so that devices may come back first.
-        `hvsock_listener`: without one, every hvsock connect is refused. `forward`: takes contacts for another VTL."""
+        `hvsock_listener`: without one, every hvsock connect is refused. `forward`: takes contacts for another VTL.
+        `assigns_monitors`: devices that ask for a monitor ID get one; where `access` has monitors, unless told."""
         if depth < 1:
             raise ValueError(f"a server keeps at least one guest message, not {depth}")
         self.config = config or ServerConfig()
@@ -108,6 +110,7 @@ class VmbusServer(anyio.AsyncContextManagerMixin):
         self._depth = depth
         self._listener = hvsock_listener
         self._forward = forward
+        self._assigns_monitors = access.monitor_support is not None if assigns_monitors is None else assigns_monitors
         self._incoming: deque[_Incoming] = deque()
         self._effects: deque[tuple[do.Effect, Context]] = deque()
         self._is_resetting = False
@@ -117,7 +120,7 @@ class VmbusServer(anyio.AsyncContextManagerMixin):
             self.machine.restore(saved)
         self._received = 0
         self._connects = 0
-        self._is_open = False
+        self._is_open = self._was_opened = False
         self._posts: ServerPosts
         self._devices: ServerDevices
         self._turns: Turns
@@ -151,7 +154,7 @@ class VmbusServer(anyio.AsyncContextManagerMixin):
         config, access = self.config, self._access
         handle: PortHandle | None = None
         for connection_id, multiclient in config.connections.items():
-            handle = await access.add_message_port(connection_id, config.vtl, _MessagePort(self, multiclient))
+            handle = await access.add_message_port(connection_id, config.message_vtl, _MessagePort(self, multiclient))
             stack.push_async_exit(handle)
         assert handle is not None
         self._turns, self._trace = turns, trace = handle.turns, handle.trace
@@ -160,7 +163,7 @@ class VmbusServer(anyio.AsyncContextManagerMixin):
         self._devices = ServerDevices(access, config, turns, self)
         if self._is_running:
             self._posts.start()
-        self._is_open = True
+        self._is_open = self._was_opened = True
 
     def _close(self) -> None:
         self._is_open = False
@@ -200,6 +203,8 @@ class VmbusServer(anyio.AsyncContextManagerMixin):
         """See `Bus.offer`."""
         if not self._is_open:
             raise OfferRefused("the VMBus server is not running; offer within its `async with` block")
+        if not self._assigns_monitors:  # an ID that nobody looks at would swallow the guest's signals
+            params = msgspec.structs.replace(params, monitor_latency=None)
         offer_id, effects = self.machine.offer(params)
         self._devices.add(offer_id, requests)
         self.run(effects)
@@ -220,10 +225,10 @@ class VmbusServer(anyio.AsyncContextManagerMixin):
         """Counts since the start, and what waits now."""
         return ServerStatistics(
             received=self._received,
-            sent=self._posts.sent,
+            sent=self._posts.sent if self._was_opened else 0,
             complaints=dict(self.machine.state.complaints),
             waiting_in=len(self._incoming),
-            waiting_out=len(self._posts),
+            waiting_out=len(self._posts) if self._was_opened else 0,
             open_channels=len(self.machine.open_offers()),
         )
 
@@ -251,9 +256,18 @@ class VmbusServer(anyio.AsyncContextManagerMixin):
         self._is_running = True
         if self._is_restored:
             self._is_restored = False
-            self.run(self.machine.start())
+            self._begin_restored()
         self._work.notify()
         self._posts.start()
+
+    def _begin_restored(self) -> None:
+        """What the connection uses comes before all that devices have asked for: ports and posts depend on it."""
+        waiting, effects = list(self._effects), self.machine.start()
+        uses = [effect for effect in effects if isinstance(effect, do.ModifyConnection) and effect.version is not None]
+        self._effects.clear()
+        self.run(uses)
+        self._effects.extend(waiting)
+        self.run(effect for effect in effects if effect not in uses)
 
     def save(self) -> bytes:
         """What the guest relies on, as a document for `saved`; see `channels.core.server.saved`. Call it while stopped.
@@ -312,7 +326,7 @@ class VmbusServer(anyio.AsyncContextManagerMixin):
     async def _follow_resets(self) -> None:
         while True:
             await self._access.wait_reset()
-            probe = await self._access.new_guest_message_port(self.config.vtl, 0, self.config.sint)
+            probe = await self._access.new_guest_message_port(self.config.message_vtl, 0, self.config.message_sint)
             probe.close()  # PartitionClosed instead, where it was the partition's end
             self._begin_reset()
 

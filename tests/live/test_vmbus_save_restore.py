@@ -59,14 +59,14 @@ class Saved:
     """GPADL, pages and upstream pages of each open channel."""
 
 
-async def save_with_open_channels(memory: GuestMemory, count: int) -> Saved:
+async def save_with_open_channels(memory: GuestMemory, count: int, version: Version = Version.COPPER) -> Saved:
     """Connect, open `count` channels, use them, and save everything in the middle."""
     saved = Saved()
     devices = [echo(number) for number in range(count)]
     async with machine(memory, *devices) as (partition, server):
 
         async def guest(vp: VirtualProcessor) -> None:
-            async with VmbusClient(vp.guest_synic()) as client:
+            async with VmbusClient(vp.guest_synic(), version=version) as client:
                 saved.rings = []
                 for device in devices:
                     channel = await client.open(await client.wait_offer(instance_id=device.offer.instance_id))
@@ -84,8 +84,9 @@ async def save_with_open_channels(memory: GuestMemory, count: int) -> Saved:
     return saved
 
 
-async def test_open_channels_go_on_where_they_were(memory: GuestMemory) -> None:
-    saved = await save_with_open_channels(memory, 2)
+@pytest.mark.parametrize("version", [Version.V1, Version.WIN7, Version.WIN8, Version.COPPER])
+async def test_open_channels_go_on_where_they_were(memory: GuestMemory, version: Version) -> None:
+    saved = await save_with_open_channels(memory, 2, version)
     async with machine(memory, echo(0), echo(1), saved=saved.server) as (partition, server):
         partition.restore(saved.partition)
         server.start()
@@ -93,7 +94,7 @@ async def test_open_channels_go_on_where_they_were(memory: GuestMemory) -> None:
 
         async def guest(vp: VirtualProcessor) -> None:
             async with VmbusClient(vp.guest_synic(), document=saved.client) as client:
-                assert client.version is Version.COPPER
+                assert client.version is version
                 channels = []
                 for number, rings in enumerate(saved.rings):
                     offer = await client.wait_offer(instance_id=INSTANCES[number])

@@ -116,7 +116,7 @@ async def test_a_contact_for_another_vtl_goes_to_the_other_server() -> None:
 
 async def test_a_paravisors_server_is_at_a_connection_of_its_own() -> None:
     settings = {"vtls": (Vtl.VTL0, Vtl.VTL2)}
-    redirected = ServerConfig(vtl=Vtl.VTL2, sint=7, first_channel_id=1025)
+    redirected = ServerConfig(vtl=Vtl.VTL2, redirects_messages=True, first_channel_id=1025)
     async with (
         Partition(config(**settings)) as partition,
         VmbusServer(partition.synic(), partition.memory),
@@ -124,7 +124,7 @@ async def test_a_paravisors_server_is_at_a_connection_of_its_own() -> None:
     ):
         synic = partition.vp(0).guest_synic(Vtl.VTL2)
         async with synic.messages(7) as messages:
-            contact = wire.contact(wire.COPPER, info=wire.info(sint=7, vtl=2))
+            contact = wire.contact(wire.COPPER, info=wire.info(vtl=2))
             assert await synic.post_message(0x80_0074, 1, contact) is HvStatus.SUCCESS
             assert (await anext(messages)).payload == wire.version_response(0x80_0074, 0)
 

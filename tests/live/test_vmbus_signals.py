@@ -8,10 +8,12 @@ from uuid import UUID
 
 import pytest
 
-from broker import Interrupt, MonitorIdInUse, MonitorInfo, Vtl
+from broker import Interrupt, MonitorIdInUse, MonitorInfo, Partition, PartitionConfig, VirtualProcessor, Vtl
 from channels.bus import OfferParams
+from channels.client import VmbusClient
 from channels.core.server.state import ServerConfig
 from channels.devices import Device, DeviceChannel, EchoDevice, serve_devices
+from channels.server import VmbusServer
 from channels.server.ports import ChannelBitmap
 
 from ..machines import wire
@@ -98,6 +100,18 @@ async def test_pages_that_the_guest_takes_back_are_ordinary_memory() -> None:
         await guest.expect(wire.connection_modified(0))
         await guest.vp.write_memory(PENDING, b"\1\0\0\0")
         assert guest.memory.read(PENDING, 4) == b"\1\0\0\0"
+
+
+@pytest.mark.parametrize("backend", ["emulated", "kvm"])
+async def test_no_monitor_id_is_offered_where_nobody_looks_at_the_page(backend: str) -> None:
+    device = EchoDevice(UUID(int=1))
+    device.offer = OfferParams.device(INTERFACE, UUID(int=1), monitor_latency=1000)
+    async with served(backend=backend) as (server, guest), serve_devices(server, device):
+        await guest.connect(pages=PAGES)
+        (offer,) = await guest.offers()
+        is_monitored = guest.partition.synic().monitor_support is not None
+        assert is_monitored == (backend == "emulated")
+        assert offer[188:190] == (b"\0\1" if is_monitored else b"\xff\0")
 
 
 @pytest.mark.parametrize("vp", [0, wire.NO_INTERRUPTS])
@@ -275,6 +289,25 @@ async def test_a_redirected_interrupt_goes_to_the_servers_other_vtl_and_sint() -
             await guest.expect(wire.open_result(1))
             device.interrupt.deliver()
             assert await anext(events) == {1}
+
+
+async def test_a_paravisors_client_and_a_server_that_redirects_meet_at_the_other_vtl_and_sint() -> None:
+    config = ServerConfig(redirects_messages=True)
+    async with (
+        Partition(PartitionConfig(vtls=(Vtl.VTL0, Vtl.VTL2))) as partition,
+        VmbusServer(partition.synic(), partition.memory, config) as server,
+        serve_devices(server, EchoDevice(UUID(int=9))),
+    ):
+
+        async def guest(vp: VirtualProcessor) -> None:
+            async with VmbusClient(vp.guest_synic(Vtl.VTL2), redirect=True) as client:
+                offer = await client.wait_offer()
+                assert offer.connection_id == 0x27001
+                channel = await client.open(offer)
+                assert (await channel.request(b"8 bytes.")).payload == b"8 bytes."
+                await client.close(channel)
+
+        await partition.start(0, guest).wait()
 
 
 @pytest.mark.parametrize(

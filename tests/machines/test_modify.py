@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from channels.core.server import effects as do
+from channels.core.server.state import ServerConfig
 from channels.protocol.message import ConnectionState
 
 from . import wire
@@ -117,6 +118,17 @@ def test_monitor_pages_of_the_host_stay() -> None:
     host.connect(wire.COPPER, 0x44)
     host.answer(do.ModifyConnection, host_pages=do.MonitorPages(0, 0x5000))
     assert host.hear(wire.modify_connection(*PAGES)) == [wire.connection_modified(2)]
+
+
+def test_the_guests_monitor_pages_are_refused_where_the_host_must_allocate_them() -> None:
+    host = Host(ServerConfig(must_allocate_monitor_pages=True))
+    host.offer(device(monitor_latency=1000))
+    host.connect(wire.COPPER, 0x04, pages=PAGES)
+    assert host.hear(wire.modify_connection(*PAGES)) == [wire.connection_modified(2)]
+    assert host.hear(wire.modify_connection(0, 0))[-1] == wire.connection_modified(0)
+    (offer, _) = host.hear(wire.REQUEST_OFFERS)
+    assert isinstance(offer, bytes)
+    assert offer[188:190] == b"\xff\0"
 
 
 def test_a_second_change_is_refused_and_the_first_goes_on() -> None:

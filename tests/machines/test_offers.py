@@ -110,9 +110,9 @@ def test_every_offer_is_of_a_dedicated_channel(version: int) -> None:
 
 
 def test_the_connection_of_a_channel_says_sint_and_vtl() -> None:
-    host = Host(ServerConfig(vtl=2, sint=7))  # type: ignore[arg-type]
+    host = Host(ServerConfig(vtl=2, redirects_messages=True))  # type: ignore[arg-type]
     host.offer(1)
-    host.hear(wire.contact(wire.COPPER, info=wire.info(sint=7, vtl=2)))
+    host.hear(wire.contact(wire.COPPER, info=wire.info(vtl=2)))
     assert offers(host) == [offered(1, connection_id=0x27001)]
 
 
@@ -328,6 +328,15 @@ def test_an_untrusted_contact_does_not_end_a_trusted_connection() -> None:
     host = connected(trusted=True)
     assert "trusted" in host.refusal(wire.contact(wire.IRON, info=wire.info()))
     assert host.phase == "connected"
+
+
+def test_an_untrusted_contact_does_not_replace_a_trusted_one_that_the_backend_has_not_answered() -> None:
+    host = Host(holds=[do.ModifyConnection])
+    host.connect(wire.COPPER, 0x10, trusted=True)
+    assert "trusted" in host.refusal(wire.contact(wire.IRON, info=wire.info()))
+    assert host.answer(do.ModifyConnection) == [wire.version_response(4, 0x10)]
+    host.hear(wire.contact(wire.IRON, info=wire.info()), trusted=True)
+    assert host.phase == "disconnecting"
 
 
 @item(59)

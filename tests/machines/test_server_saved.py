@@ -48,6 +48,15 @@ def test_a_contact_that_waits_for_the_backend_is_asked_for_again() -> None:
     assert reading(new.hear(wire.REQUEST_OFFERS)) == ["OFFER", "ALL_OFFERS_DELIVERED"]
 
 
+def test_monitor_pages_of_the_host_are_asked_for_again_with_the_contact() -> None:
+    host = Host(holds=[do.ModifyConnection])
+    host.connect(wire.COPPER, 0x41)
+    new = moved(host, ())
+    assert new.start() == host.waiting
+    response = new.answer(do.ModifyConnection, host_pages=do.MonitorPages(0, 0x5000))
+    assert response == [wire.version_response(4, 0x41, pages=(0, 0x5000))]
+
+
 @item(36)
 @pytest.mark.parametrize("state", [0, 2])
 def test_a_change_of_monitor_pages_is_asked_for_again(state: int) -> None:

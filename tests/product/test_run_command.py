@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -81,3 +82,53 @@ def test_what_is_no_scenario_is_one_sentence() -> None:
     assert "9.9" in complaint(vmbus("run", ECHO, "--version", "9.9"))
     assert "packets" in complaint(vmbus("run", ECHO, "--packets", "0"))
     assert "kvm-arm64" in complaint(vmbus("run", ECHO, "--backend", "kvm-arm64"))
+
+
+@pytest.mark.parametrize(("name", "text"), [("broken", "def ("), ("raising", "1 / 0")])
+def test_a_module_that_cannot_be_imported_is_one_sentence(name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / f"{name}.py").write_text(text)
+    program = Path(sys.executable).with_name("vmbus")
+    result = subprocess.run(
+        [program, "run", f"{name}:any"], capture_output=True, text=True, check=False, timeout=100, cwd=tmp_path
+    )
+    assert complaint(result).startswith(f"module {name} cannot be imported: ")
+
+
+def test_a_relative_module_name_is_one_sentence() -> None:
+    assert complaint(vmbus("run", ".relative:any")).startswith("module .relative cannot be imported: ")
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "trio"])
+@pytest.mark.parametrize("name", ["echo", "subchannels", "reset_storm"])
+def test_a_packet_that_never_fits_is_a_sentence_and_no_traceback(name: str, loop: str) -> None:
+    result = vmbus("run", f"channels.scenarios:{name}", "--payload", "100000", "--loop", loop)
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("vmbus: a packet takes 100024 bytes of the ring")
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "trio"])
+def test_a_reader_that_has_gone_ends_it_quietly(loop: str) -> None:
+    program = Path(sys.executable).with_name("vmbus")
+    command = f"{program} run channels.scenarios:subchannels --packets 5 --loop {loop} | true"
+    result = subprocess.run(
+        ["bash", "-c", f"{command}; exit ${{PIPESTATUS[0]}}"], capture_output=True, text=True, check=False, timeout=100
+    )
+    assert (result.returncode, result.stderr) == (1, "")
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "trio"])
+def test_an_interrupt_ends_it_without_a_traceback(loop: str) -> None:
+    program = Path(sys.executable).with_name("vmbus")
+    with subprocess.Popen(
+        [program, "run", ECHO, "--packets", "3000000", "--loop", loop],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(100) == 130
+        assert "Traceback" not in process.stderr.read()

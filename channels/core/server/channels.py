@@ -61,7 +61,7 @@ class ChannelMachine:
         state = self._state
         has_parameters = state.has(FeatureFlags.GUEST_SPECIFIED_SIGNAL_PARAMETERS)
         long = message if isinstance(message, OpenChannel2) else None
-        offered = event_connection(message.channel_id, state.config.sint, state.config.vtl)
+        offered = self._offered_connection(message.channel_id)
         target_vp = message.target_vp if state.connection.version >= Version.WIN8 else 0
         redirects = long is not None and state.has(FeatureFlags.CHANNEL_INTERRUPT_REDIRECTION)
         params = self._params(
@@ -89,7 +89,7 @@ class ChannelMachine:
             target_vp=None,
             page_offset=message.downstream_ring_buffer_page_offset,
             user_data=bytes(120),
-            connection_id=event_connection(message.channel_id, self._state.config.sint, self._state.config.vtl),
+            connection_id=self._offered_connection(message.channel_id),
             event_flag=message.channel_id & 0xFFFF,
             reserved=Target(message.target_vp, message.target_sint & 0xFF),
         )
@@ -224,6 +224,10 @@ class ChannelMachine:
                 self._state.set_channel(channel, _S.CLOSING)
 
     # within
+
+    def _offered_connection(self, channel_id: int) -> int:
+        config = self._state.config
+        return event_connection(channel_id, config.message_sint, config.message_vtl)
 
     def _addressed(self, channel_id: int, name: str) -> Channel | None:
         channel = self._state.channels.by_channel_id.get(channel_id)

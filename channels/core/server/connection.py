@@ -25,6 +25,7 @@ from ...protocol.connect import (
     version_field,
 )
 from ...protocol.connect import ModifyConnection as ModifyConnectionMessage
+from ...protocol.ids import VMBUS_SINT
 from ...protocol.message import ConnectionState
 from ...protocol.versions import NO_FEATURES, FeatureFlags, Version, find_version
 from ...protocol.wire import NO_GUID
@@ -51,7 +52,7 @@ class ConnectionMachine:
         version = find_version(message.version_requested)
         since = version or Version.V1
         target_vp = message.target_message_vp if since >= Version.WIN8_1 else 0
-        if multiclient and since >= Version.WIN10_RS3_1 and message.sint != config.sint:
+        if multiclient and since >= Version.WIN10_RS3_1 and message.sint != VMBUS_SINT:
             state.send(VersionResponse(), Target(target_vp, message.sint))
             return
         if multiclient and since >= Version.WIN10_RS4 and message.vtl != config.vtl:
@@ -92,6 +93,10 @@ class ConnectionMachine:
             pages = _pages(message.parent_to_child_monitor_page_gpa, message.child_to_parent_monitor_page_gpa)
             if connection.modifying or connection.host_owns_monitor_pages or in_use:
                 raise ProtocolError("MODIFY_CONNECTION", 8, "monitor pages that may change", "pages in use")
+            if pages is not None and state.config.must_allocate_monitor_pages:
+                raise ProtocolError(
+                    "MODIFY_CONNECTION", 8, "none, since the host must allocate them", "the guest's own"
+                )
         except ProtocolError as error:
             state.complain("connection_not_modified", str(error), "MODIFY_CONNECTION")
             state.send(ModifyConnectionResponse(_UNKNOWN_FAILURE))
@@ -186,7 +191,6 @@ class ConnectionMachine:
             state.complain("contact_refused", str(error), "INITIATE_CONTACT")
             self._send_failure(version, features & ~FeatureFlags.SERVER_SPECIFIED_MONITOR_PAGES, _UNKNOWN_FAILURE)
             return
-        allocate = bool(features & FeatureFlags.SERVER_SPECIFIED_MONITOR_PAGES)
         connection = state.connection = Connection()
         connection.phase = _P.CONNECTING
         connection.version, connection.features = version, features
@@ -194,9 +198,11 @@ class ConnectionMachine:
         connection.target_vp = contact.target_vp
         connection.interrupt_page = contact.interrupt_page or None
         connection.monitor_pages = None if config.must_allocate_monitor_pages else pages
-        self._ask_backend("connect", connection, allocate=allocate)
+        self._ask_backend("connect", connection)
 
-    def _ask_backend(self, purpose: str, connection: Connection, *, allocate: bool = False) -> None:
+    def _ask_backend(self, purpose: str, connection: Connection) -> None:
+        """Until the backend has answered a contact, feature 0x40 is what the guest asked for."""
+        allocate = purpose == "connect" and bool(connection.features & FeatureFlags.SERVER_SPECIFIED_MONITOR_PAGES)
         self._state.backend.append(purpose)
         self._state.emit(
             ModifyConnection(

@@ -69,7 +69,7 @@ class ServerMachine:
         try:
             if connection.is_resetting:
                 raise ProtocolError("channel message", 0, "none while the VM is being reset", "one")
-            if connection.is_connected and connection.trusted and not trusted:
+            if connection.is_trusted and not trusted:
                 raise ProtocolError("channel message", 0, "a trusted message", "one that the host could have changed")
             message = parse_message(data, Sender.GUEST, connection.agreed)
             if connection.paused and not isinstance(message, _WHILE_PAUSED):

@@ -112,7 +112,7 @@ class OfferMachine:
                 channel.monitor_id if has_monitor and channel.monitor_id is not None else NO_MONITOR,
                 int(has_monitor),
                 1,
-                event_connection(channel_id, state.config.sint, state.config.vtl),
+                event_connection(channel_id, state.config.message_sint, state.config.message_vtl),
             )
         )
 

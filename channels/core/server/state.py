@@ -34,11 +34,12 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How a server is set up."""
 
     vtl: Vtl = Vtl.VTL0
-    sint: int = VMBUS_SINT
-    """Where channel interrupts go; another SINT in an INITIATE_CONTACT is answered "unsupported"."""
+    """The VTL that contacts mean this server by, and that channel interrupts go to (SINT 2)."""
     redirect_vtl: Vtl = Vtl.VTL2
     redirect_sint: int = REDIRECT_SINT
     """Where interrupts go that a guest asks to be redirected."""
+    redirects_messages: bool = False
+    """The guest is a paravisor: it posts to the redirect VTL's connection, and gets messages at the redirect SINT."""
     message_connection_id: int | None = None
     """What VERSION_RESPONSE names from version 5.0 on; the newest of `connections` unless given."""
     max_version: Version = Version.COPPER
@@ -59,9 +60,19 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def connections(self) -> dict[int, bool]:
         """The connection IDs that guests post to, oldest first, and whether several servers share each."""
-        if self.vtl is Vtl.VTL0 and self.sint == VMBUS_SINT:
+        if self.vtl is Vtl.VTL0 and not self.redirects_messages:
             return {MESSAGE_CONNECTION: False, MULTICLIENT_CONNECTION: True}
-        return {message_connection(self.sint, 0, self.vtl): True}
+        return {message_connection(self.message_sint, 0, self.message_vtl): True}
+
+    @property
+    def message_vtl(self) -> Vtl:
+        """The VTL that control messages come from and go to."""
+        return self.redirect_vtl if self.redirects_messages else self.vtl
+
+    @property
+    def message_sint(self) -> int:
+        """The SINT that control messages go to."""
+        return self.redirect_sint if self.redirects_messages else VMBUS_SINT
 
     @property
     def named_connection(self) -> int:
@@ -125,6 +136,11 @@ class Connection:
     def is_connected(self) -> bool:
         """A version is agreed on and the guest may talk."""
         return self.phase is ConnectionPhase.CONNECTED
+
+    @property
+    def is_trusted(self) -> bool:
+        """It was made, or is being made, with a trusted message: no other may end or replace it."""
+        return self.trusted and self.phase in (ConnectionPhase.CONNECTING, ConnectionPhase.CONNECTED)
 
     @property
     def agreed(self) -> Agreed:
