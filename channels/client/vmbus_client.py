@@ -100,6 +100,9 @@ class VmbusClient(anyio.AsyncContextManagerMixin):
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncIterator[Self]:
+        if self._was_opened:
+            raise HostError("a VMBus client is used once; make a new one for the next block")
+        self._was_opened = True
         try:
             async with self._link.run():
                 await self._connect()
