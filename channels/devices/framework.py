@@ -18,8 +18,9 @@ device's own: its offer is revoked, and the block that serves it ends with the e
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from types import TracebackType
 
 import anyio
 import anyio.abc
@@ -279,14 +280,14 @@ class _Offered:
                     if is_resumed:
                         channel.kick()
                     if is_resumed or self._offer.open_ended():
-                        with _unwrapped():
+                        with _UNWRAPPED:
                             await self._device.run(channel)
                 finally:
                     kick.cancel()
                     with anyio.CancelScope(shield=True):
                         # Channels that are closed at once take turns again, so that a seed decides their order.
                         await turns.expect(("device", channel.channel_id))()
-                        with _unwrapped():
+                        with _UNWRAPPED:
                             await self._device.close(channel)
         except PartitionClosed:
             channel.end("the partition has ended")
@@ -315,7 +316,7 @@ class _Offered:
 
     async def _open(self, channel: DeviceChannel) -> bool:
         try:
-            with _unwrapped():
+            with _UNWRAPPED:
                 await self._device.open(channel)
         except (RefuseOpen, ChannelClosed, PeerError) as error:  # of a peer, too: its open has to be answered
             _log.info("open_refused", channel_id=channel.channel_id, reason=str(error))
@@ -332,7 +333,7 @@ class _Offered:
     async def _modify(self, begin: Callable[[], Awaitable[None]], channel: DeviceChannel, target_vp: int) -> None:
         try:
             await begin()
-            with _unwrapped():
+            with _UNWRAPPED:
                 await self._device.modify(channel, target_vp)
             self._modified(channel, STATUS_SUCCESS)
         except PartitionClosed:
@@ -394,17 +395,30 @@ async def serve_devices(bus: Bus, *devices: Device) -> AsyncIterator[None]:
         raise errors[0]
 
 
-@contextmanager
-def _unwrapped() -> Iterator[None]:
-    """Around code of a device, whose task groups wrap what ends a channel, and on trio a cancellation along with it."""
-    try:
-        yield
-    except BaseExceptionGroup as group:
-        errors = group.split(anyio.get_cancelled_exc_class())[1]
+class _Unwrapped:
+    """Around code of a device, whose task groups wrap what ends a channel, and on trio a cancellation along with it.
+
+    It has no state: each channel would otherwise keep one while its device runs.
+    """
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if not isinstance(error, BaseExceptionGroup):
+            return
+        errors = error.split(anyio.get_cancelled_exc_class())[1]
         if errors is None:
-            raise
+            return
         ends, own = errors.split((ChannelClosed, PeerError, PartitionClosed, RefuseOpen))
         first: BaseException = ends if own is None and ends is not None else errors
         while isinstance(first, BaseExceptionGroup) and (own is None or len(first.exceptions) == 1):
             first = first.exceptions[0]
         raise first from None
+
+
+_UNWRAPPED = _Unwrapped()
