@@ -78,7 +78,6 @@ class ClientGpadls:
     def add(self, gpadl: GuestGpadl) -> None:
         """The host uses this memory, or is about to."""
         self.by_id[gpadl.gpadl_id] = gpadl
-        self._next_id = max(self._next_id, gpadl.gpadl_id + 1)
         self._link.use(gpadl.channel_id)
 
     async def take_back(self, gpadl: GuestGpadl) -> None:

@@ -1,6 +1,6 @@
 """`ClientMachine`: the guest end of VMBus, without a loop (OpenVMM `vmbus_client`, Linux `drivers/hv`).
 
-Inputs are calls, outputs the list of effects that each call returns (`client_effects`), to be done in order.
+Inputs are calls, outputs the list of effects that each call returns (`effects`), to be done in order.
 
 It will: fall back through versions; keep offers, channels, GPADLs and hvsock requests; end every request that it took;
 say what is wrong with a host's message as a `Complaint` and otherwise ignore it. `receive` raises nothing whatever the

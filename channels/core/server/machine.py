@@ -262,7 +262,7 @@ class ServerMachine:
                 assert gpadl.gpadl_id == gpadl_id
                 is_partial = gpadl.state is GpadlState.IN_PROGRESS
                 assert is_partial == (state.gpadls_in_progress.get(gpadl_id) is channel) or not is_partial
-                words += gpadl.length // 8 + 16
+                words += gpadl.cost
             assert (channel.open is not None) == (channel.state in BUSY), channel.state
             assert (channel.reopen is not None) == (channel.state is ChannelState.CLOSING_REOPEN)
             assert not channel.modifying or channel.state is ChannelState.OPEN

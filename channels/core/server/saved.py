@@ -22,7 +22,7 @@ from ...protocol.parse import Agreed, Sender, parse_message
 from ...protocol.versions import NO_FEATURES, FeatureFlags, Version, find_version, version_label
 from ..documents import DocumentFormat
 from .effects import MonitorPages, OpenParams
-from .gpadl import Gpadl, GpadlState
+from .gpadl import GPADL_COST, WORD, Gpadl, GpadlState
 from .offer_params import OfferKey, OfferParams
 from .state import Connection, ConnectionPhase, NextAction, ServerState
 from .table import Channel, ChannelState
@@ -333,7 +333,7 @@ def _check_fits(state: ServerState, saved: SavedServer) -> None:
         if channel.reserve is not None:
             what = f"reserved channel {channel.channel_id}"
             _check_agreed(state, channel.reserve.version, channel.reserve.features, True, what, _LEAST_RESERVED)
-        words += sum(gpadl.length // 8 + 16 for gpadl in channel.gpadls)
+        words += sum(gpadl.length // WORD + GPADL_COST for gpadl in channel.gpadls)
     if words > state.config.gpadl_words:
         raise ConfigurationError(f"the saved GPADLs hold {words} words, this server allows {state.config.gpadl_words}")
 
