@@ -150,29 +150,38 @@ class Channel:
 
         `MessageTooLarge` as in `send`; those before the one that can never fit may have been sent.
         """
-        self.doorbell.check()
-        outgoing, sent = self.outgoing, 0
-        try:
-            while sent < len(payloads):
-                count = outgoing.put_many(payloads[sent:] if sent else payloads)
-                if count:
-                    sent += count
-                    await self._publish(count)
-                else:
-                    await self._wait_for_room(footprint(len(payloads[sent])))
-                    self.doorbell.check()
-        except RingCorrupt as error:
-            self.let_go(str(error))
-            raise
-        except (MessageTooLarge, ValueError):
-            await self._publish(outgoing.staged)
-            raise
+        put_many = self.outgoing.put_many
+        await self._send_run(
+            len(payloads),
+            lambda sent: put_many(payloads[sent:] if sent else payloads),
+            lambda sent: footprint(len(payloads[sent])),
+        )
+
+    async def send_packets(self, packets: Sequence[bytes]) -> None:
+        """Send what the `pack_` functions made, without footers, as `send_batch` does."""
+        await self._send_run(
+            len(packets),
+            lambda sent: self._stage_packets(packets, sent),
+            lambda sent: len(packets[sent]) + FOOTER_SIZE,
+        )
 
     async def complete(self, packet: Packet, payload: bytes = b"") -> None:
         """Answer a packet that asked for it; nothing happens for one that did not."""
         if packet.flags & COMPLETION_REQUESTED:
             total = footprint(len(payload))
             await self._send(self.outgoing.try_put, total, payload, packet.transaction_id, 0, PacketType.COMPLETION)
+
+    async def complete_batch(self, answers: Sequence[tuple[Packet, bytes]]) -> None:
+        """Answer packets that asked for it, in this order and as `send_batch` sends; those that did not are passed over."""
+        asked = [answer for answer in answers if answer[0].flags & COMPLETION_REQUESTED]
+        ids = [packet.transaction_id for packet, _ in asked]
+        payloads = [payload for _, payload in asked]
+        put_many = self.outgoing.put_many
+        await self._send_run(
+            len(asked),
+            lambda sent: put_many(payloads[sent:], ids[sent:], 0, PacketType.COMPLETION),
+            lambda sent: footprint(len(payloads[sent])),
+        )
 
     async def request(self, payload: bytes, ranges: Iterable[GpaRange] = ()) -> Packet:
         """Send a packet, with guest memory where `ranges` are given, and wait for its completion, matched by transaction ID.
@@ -344,6 +353,34 @@ class Channel:
             await self._publish(0)
             raise
         await self._publish(1)
+
+    async def _send_run(self, count: int, stage: Callable[[int], int], total_of: Callable[[int], int]) -> None:
+        """Send `count` packets. `stage` stages those from a number on that fit, and says how many; `total_of` one takes
+        so many bytes of the ring."""
+        self.doorbell.check()
+        sent = 0
+        try:
+            while sent < count:
+                staged = stage(sent)
+                if staged:
+                    sent += staged
+                    await self._publish(staged)
+                else:
+                    await self._wait_for_room(total_of(sent))
+                    self.doorbell.check()
+        except RingCorrupt as error:
+            self.let_go(str(error))
+            raise
+        except (MessageTooLarge, ValueError):
+            await self._publish(self.outgoing.staged)
+            raise
+
+    def _stage_packets(self, packets: Sequence[bytes], start: int) -> int:
+        put = self.outgoing.try_put_packet
+        for index in range(start, len(packets)):
+            if not put(packets[index]):
+                return index - start
+        return len(packets) - start
 
     async def _wait_for_room(self, total: int) -> None:
         doorbell = self.doorbell

@@ -43,6 +43,8 @@ from ..protocol.message import STATUS_SUCCESS, STATUS_UNSUCCESSFUL
 KICK_DELAY = 100 * TICKS_PER_MILLISECOND
 """After an open, a guest that has not heard an early signal is signalled again (OpenVMM does; see vmbus.md 4.8)."""
 
+_STREAM_ERRORS = (anyio.BrokenResourceError, anyio.EndOfStream)
+
 _log = structlog.get_logger("channels")
 
 
@@ -291,11 +293,13 @@ class _Offered:
                             await self._device.close(channel)
         except PartitionClosed:
             channel.end("the partition has ended")
-        except (ChannelClosed, PeerError) as error:
-            channel.end(str(error))
-            _log.info("channel_ended", channel_id=channel.channel_id, reason=str(error))
         except Exception as error:
-            self._fail(channel, error)
+            end = _end_of_channel(error)
+            if end is None:
+                self._fail(channel, error)
+            else:
+                channel.end(str(end))
+                _log.info("channel_ended", channel_id=channel.channel_id, reason=str(end))
         finally:
             self._task = None
             if self._is_closing:
@@ -318,8 +322,11 @@ class _Offered:
         try:
             with _UNWRAPPED:
                 await self._device.open(channel)
-        except (RefuseOpen, ChannelClosed, PeerError) as error:  # of a peer, too: its open has to be answered
-            _log.info("open_refused", channel_id=channel.channel_id, reason=str(error))
+        except (RefuseOpen, ChannelClosed, PeerError, *_STREAM_ERRORS) as error:  # a peer's open has to be answered
+            end = _end_of_channel(error)
+            if end is None and not isinstance(error, RefuseOpen):
+                raise
+            _log.info("open_refused", channel_id=channel.channel_id, reason=str(end or error))
             self._offer.open_ended(error.status if isinstance(error, RefuseOpen) else STATUS_UNSUCCESSFUL)
             self._let_go()
             return False
@@ -338,11 +345,13 @@ class _Offered:
             self._modified(channel, STATUS_SUCCESS)
         except PartitionClosed:
             return
-        except (ChannelClosed, PeerError) as error:
-            channel.end(str(error))
-            self._modified(channel, STATUS_UNSUCCESSFUL)
         except Exception as error:
-            self._fail(channel, error)
+            end = _end_of_channel(error)
+            if end is None:
+                self._fail(channel, error)
+            else:
+                channel.end(str(end))
+                self._modified(channel, STATUS_UNSUCCESSFUL)
         finally:
             self.bus.turns.leave()
 
@@ -395,6 +404,16 @@ async def serve_devices(bus: Bus, *devices: Device) -> AsyncIterator[None]:
         raise errors[0]
 
 
+def _end_of_channel(error: BaseException) -> ChannelClosed | PeerError | None:
+    """What this error says about the channel, None for one of the device's own. Pipes wrap it in a word of anyio's."""
+    end = error.__cause__ if isinstance(error, _STREAM_ERRORS) else error
+    return end if isinstance(end, (ChannelClosed, PeerError)) else None
+
+
+def _is_end(error: BaseException) -> bool:
+    return isinstance(error, (PartitionClosed, RefuseOpen)) or _end_of_channel(error) is not None
+
+
 class _Unwrapped:
     """Around code of a device, whose task groups wrap what ends a channel, and on trio a cancellation along with it.
 
@@ -414,7 +433,7 @@ class _Unwrapped:
         errors = error.split(anyio.get_cancelled_exc_class())[1]
         if errors is None:
             return
-        ends, own = errors.split((ChannelClosed, PeerError, PartitionClosed, RefuseOpen))
+        ends, own = errors.split(_is_end)
         first: BaseException = ends if own is None and ends is not None else errors
         while isinstance(first, BaseExceptionGroup) and (own is None or len(first.exceptions) == 1):
             first = first.exceptions[0]

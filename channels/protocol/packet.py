@@ -303,7 +303,7 @@ def pack_transfer_pages(
     return pack_packet(PacketType.TRANSFER_PAGES, payload, transaction_id, int(completion), header, start)
 
 
-def pack_pipe(data: bytes, packet_type: int = PipePacketType.DATA) -> bytes:
+def pack_pipe(data: bytes | memoryview, packet_type: int = PipePacketType.DATA) -> bytes:
     """The payload that carries `data` in a pipe."""
     return _PIPE_HEADER.pack(packet_type, len(data)) + data
 
