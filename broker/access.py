@@ -277,11 +277,15 @@ class GuestSynic(Protocol):
         """HvCallSignalEvent."""
         ...
 
-    def messages(self, sint: int) -> AbstractAsyncContextManager[AsyncIterator[SynicMessage]]:
+    def messages(self, sint: int, *, eom: bool = True) -> AbstractAsyncContextManager[AsyncIterator[SynicMessage]]:
         """Program the SynIC for this SINT, then iterate its messages: copy, clear the type, EOM if pending, as Linux does.
 
-        Leaving the last block of a SINT masks it again.
+        Without `eom` that is left to the caller. Leaving the last block of a SINT masks it again.
         """
+        ...
+
+    async def end_of_message(self) -> None:
+        """EOM: what waits for a slot is looked at again."""
         ...
 
     def events(self, sint: int) -> AbstractAsyncContextManager[AsyncIterator[set[int]]]:

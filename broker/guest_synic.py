@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 import anyio
@@ -96,13 +97,17 @@ class LocalGuestSynic:
         """HvCallSignalEvent."""
         return await self._processor.signal_event(connection_id, flag_number, vtl=self.vtl)
 
+    async def end_of_message(self) -> None:
+        """See `GuestSynic.end_of_message`."""
+        await self._processor.write_msr(Msr.EOM, 0, vtl=self.vtl)
+
     @asynccontextmanager
-    async def messages(self, sint: int) -> AsyncIterator[AsyncIterator[SynicMessage]]:
+    async def messages(self, sint: int, *, eom: bool = True) -> AsyncIterator[AsyncIterator[SynicMessage]]:
         """See `GuestSynic.messages`."""
         self._own.sint_users[sint] += 1
         try:
             await self._enable(sint)
-            yield _Iterator(lambda: self._next(self._take_message, sint))
+            yield _Iterator(lambda: self._next(partial(self._take_message, eom=eom), sint))
         finally:
             await self._mask(sint)
 
@@ -131,16 +136,16 @@ class LocalGuestSynic:
         while (vector := self._own.apic.deliverable()) is not None and vector in _VECTORS:
             self._own.take_interrupt()
 
-    async def _take_message(self, sint: int) -> SynicMessage | None:
+    async def _take_message(self, sint: int, *, eom: bool) -> SynicMessage | None:
         page = PageRegister(await self._processor.read_msr(Msr.SIMP, vtl=self.vtl))
         slot = self.memory.view(page.gpa + slot_offset(sint), MESSAGE_SIZE)
         message = SynicMessage.unpack(bytes(slot))
         if not message.message_type:
             return None
         slot[: MESSAGE_TYPE.size] = MESSAGE_TYPE.pack(0)
-        if SynicMessage.unpack(bytes(slot)).message_pending:
+        if eom and SynicMessage.unpack(bytes(slot)).message_pending:
             with anyio.CancelScope(shield=True):  # the message is out of its slot: a cancellation would lose it
-                await self._processor.write_msr(Msr.EOM, 0, vtl=self.vtl)
+                await self.end_of_message()
         return message
 
     async def _take_flags(self, sint: int) -> set[int] | None:

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import anyio
+
+from channels.bus import Bus
+from channels.faults import Fault, Faults
 from channels.scenarios import GuestRun, Scenario, ScenarioFailed, Settings
 from channels.scenarios.stage import GuestCode
 
 from .access import SynicPortAccess
-from .errors import ConfigurationError
+from .clock import TICKS_PER_SECOND
+from .errors import BrokerError, ConfigurationError
 from .hvdef import Profile
 from .memory import GuestMemory
+from .meter import ChannelTraffic, Meter
 from .partition import Partition, PartitionConfig
 from .processor import VirtualProcessor
 from .runs import ProcessorRun
 from .trace import Trace
+
+PATIENCE = 60 * TICKS_PER_SECOND
+"""How long a scenario may take that faults disturb."""
 
 
 @dataclass
@@ -26,6 +35,10 @@ class Report:
 
     said: list[str] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
+    faults: dict[str, int] = field(default_factory=dict)
+    """How often each fault struck that was asked for."""
+    channels: list[ChannelTraffic] = field(default_factory=list)
+    """What went over each channel."""
     seconds: float | None = None
     """Of real time, where that is what counts."""
     ticks: int | None = None
@@ -38,28 +51,36 @@ class PartitionStage:
     """A `Stage` on a partition. `tell` is called after each change of the report."""
 
     def __init__(
-        self, partition: Partition, settings: Settings, report: Report, tell: Callable[[Report], None]
+        self,
+        partition: Partition,
+        settings: Settings,
+        faults: Faults,
+        meter: Meter,
+        report: Report,
+        tell: Callable[[Report], None],
     ) -> None:
         self.settings = settings
+        self.access: SynicPortAccess = faults.access(partition.synic())
         self._partition = partition
+        self._faults = faults
+        self._meter = meter
         self._report = report
         self._tell = tell
-
-    @property
-    def access(self) -> SynicPortAccess:
-        """For the host's side."""
-        return self._partition.synic()
 
     @property
     def memory(self) -> GuestMemory:
         """Guest memory."""
         return self._partition.memory
 
+    def bus(self, server: Bus) -> Bus:
+        """What devices are offered on."""
+        return self._meter.bus(self._faults.bus(server))
+
     def start(self, vp_index: int, guest: GuestCode) -> GuestRun:
         """Run guest code on a processor."""
 
         async def on_processor(vp: VirtualProcessor) -> None:
-            await guest(vp.guest_synic())
+            await guest(self._faults.guest(vp.guest_synic()))
 
         return _Run(self._partition.start(vp_index, on_processor))
 
@@ -114,8 +135,12 @@ async def play(
     seed: int | None,
     trace: Trace | None = None,
     tell: Callable[[Report], None] = lambda report: None,
+    faults: Sequence[Fault] = (),
 ) -> Report:
-    """Play it once. With a seed: turn by turn and in virtual time, the same on both loops; without: live."""
+    """Play it once. With a seed: turn by turn and in virtual time, the same on both loops; without: live.
+
+    With faults it has `PATIENCE`; what it ends with, or that it does not end, is the report's failure.
+    """
     report = Report()
     config = PartitionConfig(
         vp_count=scenario.vp_count,
@@ -126,20 +151,40 @@ async def play(
         virtual_time=seed is not None,
         trace=trace,
     )
+    in_place, meter = Faults(faults, seed or 0), Meter()
     begin = time.perf_counter()
     try:
         async with Partition(config) as partition:
-            await scenario.play(PartitionStage(partition, settings, report, tell))
+            report.channels = meter.channels
+            stage = PartitionStage(partition, settings, in_place, meter, report, tell)
+            if faults:
+                await _play_patiently(scenario, stage, partition, report)
+            else:
+                await scenario.play(stage)
             if seed is not None:
                 report.ticks = partition.clock.now()
     except Exception as error:
         first = first_of(error)
-        if not isinstance(first, ScenarioFailed):
+        expected = (ScenarioFailed, BrokerError, *_STREAM_ERRORS) if faults else (ScenarioFailed,)
+        if not isinstance(first, expected):
             raise first from first.__cause__
-        report.failure = str(first)
+        report.failure = str(first) or str(first.__cause__ or type(first).__name__)
+    report.faults = {fault.name: in_place.struck[fault.name] for fault in faults}
     if seed is None:
         report.seconds = time.perf_counter() - begin
     return report
+
+
+async def _play_patiently(scenario: Scenario, stage: PartitionStage, partition: Partition, report: Report) -> None:
+    turns = partition.turns
+    with anyio.CancelScope() as scope:
+        limit = turns.schedule(turns.clock.now() + PATIENCE, ("patience", 0), scope.cancel)
+        try:
+            await scenario.play(stage)
+        finally:
+            limit.cancel()
+    if scope.cancelled_caught:
+        report.failure = f"after {PATIENCE // TICKS_PER_SECOND} s somebody still waits for what does not come"
 
 
 def first_of(error: BaseException) -> BaseException:
@@ -147,3 +192,6 @@ def first_of(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
+
+
+_STREAM_ERRORS = (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream)

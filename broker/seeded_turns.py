@@ -1,7 +1,8 @@
 """Turns drawn from a seed: one task at a time, in the same order on asyncio and on trio.
 
 A task that waits for something other than `Turns` keeps its turn for `AWAY_ROUNDS` rounds of the event loop and is then
-taken to be away; the others go on without it, and it goes on when what it waited for comes.
+taken to be away; the others go on without it, and it goes on when what it waited for comes. When a task is cancelled while
+it waits, as many rounds go by before the next turn: what is cancelled with it unwinds at each loop's own pace.
 
 With a `VirtualClock`, time advances to the next timer when nobody is ready. A used-up quantum costs one tick, so that a
 guest in a loop cannot stop time.
@@ -79,6 +80,8 @@ class SeededTurns(Turns):
         """Who waits for which descriptor. They are looked at between turns, so that an input has its place in the order."""
         self._epoll = select.epoll()
         self._is_over = False
+        self._is_unwinding = False
+        """Somebody was cancelled while waiting."""
         self._holder: int | None = anyio.get_current_task().id
 
     def wakeup(self, key: Key) -> Wakeup:
@@ -170,6 +173,7 @@ class SeededTurns(Turns):
         try:
             await waiter.event.wait()
         except BaseException:
+            self._is_unwinding = True
             for waiting in (self._ready, self._settling):
                 if waiter in waiting:
                     waiting.remove(waiter)
@@ -229,7 +233,7 @@ class SeededTurns(Turns):
     async def _settle(self) -> None:
         """Wait until the task whose turn it is waits for its next one, or is away."""
         quiet = rounds = 0
-        while quiet < SETTLE_ROUNDS:
+        while quiet < (AWAY_ROUNDS if self._is_unwinding else SETTLE_ROUNDS):
             await anyio.lowlevel.checkpoint()
             if self._holder is None:
                 quiet += 1
@@ -237,6 +241,7 @@ class SeededTurns(Turns):
                 rounds += 1
                 if rounds >= AWAY_ROUNDS:
                     self._holder = None
+        self._is_unwinding = False
 
     def _fire_due(self) -> bool:
         """Fire one of the timers that are due, drawn from the generator where several have the same tick."""

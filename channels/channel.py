@@ -272,6 +272,11 @@ class Channel:
         """
         self.doorbell.close(reason)
 
+    async def take_in(self) -> None:
+        """Take what is in the ring now, for `receive` to hand out also once the rings are gone. `RingCorrupt`."""
+        if self._has_rings:
+            await self._fill(None)
+
     def let_go(self, reason: str) -> None:
         """End, and never look at the rings again: they are corrupt, or their memory will be used for something else."""
         self.end(reason)
@@ -314,9 +319,11 @@ class Channel:
             raise
         if not packets:
             return False
+        before = self.incoming.indices[1] if self.trace is not None else 0
         must_signal = self.incoming.commit()
         if self.trace is not None:
-            self._tell("read", len(packets), self.incoming, must_signal)
+            byte_count = (self.incoming.indices[1] - before) % self.incoming.size
+            self._tell("read", len(packets), byte_count, self.incoming, must_signal)
         if self._completions or self._is_sorting:
             self._sort(packets)
         else:
@@ -395,6 +402,7 @@ class Channel:
 
     async def _publish(self, count: int) -> None:
         """Hand over the packets that are staged: so many."""
+        before = self.outgoing.indices[0] if self.trace is not None else 0
         try:
             must_signal = self.outgoing.publish()
         except RingCorrupt as error:
@@ -403,7 +411,8 @@ class Channel:
         if self._sending:
             self.doorbell.ring()  # another sender's request for room went with this one's
         if self.trace is not None and count:
-            self._tell("write", count, self.outgoing, must_signal)
+            byte_count = (self.outgoing.indices[0] - before) % self.outgoing.size
+            self._tell("write", count, byte_count, self.outgoing, must_signal)
         if must_signal:
             await self._signal()
 
@@ -424,7 +433,9 @@ class Channel:
             self._next_id = FIRST_REQUEST_ID
         return transaction_id
 
-    def _tell(self, action: str, packets: int, ring: IncomingRing | OutgoingRing, signalled: bool) -> None:
+    def _tell(
+        self, action: str, packets: int, byte_count: int, ring: IncomingRing | OutgoingRing, signalled: bool
+    ) -> None:
         assert self.trace is not None
         write_index, read_index = ring.indices
         event = self.trace.emit(
@@ -433,6 +444,7 @@ class Channel:
             channel_id=self.channel_id,
             action=action,
             packets=packets,
+            byte_count=byte_count,
             write_index=write_index,
             read_index=read_index,
             signalled=signalled,

@@ -10,19 +10,23 @@ from pathlib import Path
 import click
 from rich.console import Console, Group
 from rich.live import Live
+from rich.table import Table
 from rich.text import Text
 
+from channels.faults import FAULTS, parse_fault
 from channels.protocol import Version
 from channels.scenarios import Settings
 
 from ..hvdef import PROFILES
+from ..meter import ChannelTraffic
 from ..run import Report, find_scenario, play
 from .common import REFUSED, check_trace, console, open_trace, print_json_lines, run_on, scene_options
 
 VERSIONS = {version.label: version for version in Version}
+_FAULTS = "\n".join(f"{name:21}{kind.about} ({kind.argument}: {kind.default})" for name, kind in FAULTS.items())
 
 
-@click.command()
+@click.command(epilog=f"Faults, with what their number means and is:\n\n\b\n{_FAULTS}")
 @click.argument("scenario_name", metavar="MODULE:NAME")
 @click.option(
     "--version", type=click.Choice(list(VERSIONS)), help="The VMBus version that the guest asks for; else the newest."
@@ -33,6 +37,13 @@ VERSIONS = {version.label: version for version in Version}
 @click.option("--payload", type=click.IntRange(1), default=240, show_default=True, help="Bytes of data in a packet.")
 @click.option("--channels", type=click.IntRange(1), default=3, show_default=True, help="Sub-channels or devices.")
 @click.option("--rounds", type=click.IntRange(1), default=10, show_default=True, help="Resets, where there are some.")
+@click.option(
+    "--fault",
+    "fault_texts",
+    multiple=True,
+    metavar="NAME[:NUMBER]",
+    help="Let something go wrong, see below; may be given again.",
+)
 @click.option("--live", is_flag=True, help="As fast as it goes, in real time; the seed decides nothing.")
 @scene_options
 def run(
@@ -42,6 +53,7 @@ def run(
     payload: int,
     channels: int,
     rounds: int,
+    fault_texts: tuple[str, ...],
     live: bool,
     as_json: bool,
     loop: str,
@@ -58,11 +70,17 @@ def run(
     channels.scenarios:subchannels    sub-channels asked for in-band and used at once
     channels.scenarios:reset_storm    the VM is reset in the middle of traffic
     channels.scenarios:starved_guest  a guest asks without listening
+    channels.scenarios:hvsock         sockets between guest and host, both ways
+    channels.scenarios:disk           blocks written, read back and refused
+    channels.scenarios:network        frames between two network adapters on one switch
+    channels.scenarios:integration    heartbeat, time, shutdown, key-value pairs, snapshots, file copy
+    channels.scenarios:driver_test    what a driver's author looks at: each device once, and what it answers
 
     Any other module's will do, too. The exit status is 1 when something is not as it has to be.
     """
     sys.path.insert(0, str(Path.cwd()))  # where a newcomer's own module is
     scenario = find_scenario(scenario_name)
+    faults = [parse_fault(text) for text in fault_texts]
     settings = Settings(
         version=None if version is None else VERSIONS[version],
         packets=packets,
@@ -75,7 +93,9 @@ def run(
         with _summary(None if as_json else console(), f"{scenario_name}: {scenario.about}") as tell:
             report = run_on(
                 loop,
-                lambda: play(scenario, settings, PROFILES[profile], backend, None if live else seed, trace, tell),
+                lambda: play(
+                    scenario, settings, PROFILES[profile], backend, None if live else seed, trace, tell, faults
+                ),
             )
         check_trace(trace)
     if as_json:
@@ -130,7 +150,25 @@ def _print_end(out: Console, report: Report) -> None:
     for what, number in report.counts.items():
         rate = f", {number / report.seconds:,.0f} a second" if report.ticks is None and report.seconds else ""
         out.print(Text(f"{number} {what}{rate}"))
+    for what, number in report.faults.items():
+        out.print(Text(f"fault {what} struck {number} times", style="yellow"))
+    if report.channels:
+        out.print(_channel_table(report.channels))
     if report.ticks is not None:
         out.print(Text(f"virtual time {report.ticks} ticks of 100 ns"))
     if report.failure is not None:
         out.print(Text(f"failed: {report.failure}", style="red"))
+
+
+def _channel_table(channels: list[ChannelTraffic]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for heading in ("channel", "device"):
+        table.add_column(heading)
+    for direction in ("to host", "to guest"):
+        table.add_column(f"packets {direction}", justify="right")
+        table.add_column("bytes", justify="right")
+    for channel in channels:
+        sub = f".{channel.subchannel}" if channel.subchannel else ""
+        ways = [f"{number:,}" for way in (channel.to_host, channel.to_guest) for number in (way.packets, way.bytes)]
+        table.add_row(f"{channel.channel_id:#x}{sub}", channel.device, *ways)
+    return table

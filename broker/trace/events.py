@@ -201,13 +201,15 @@ class Gpadl(Event, frozen=True, kw_only=True, tag=str.lower):
 class Ring(Event, frozen=True, kw_only=True, tag=str.lower):
     """This side wrote `packets` into its outgoing ring or read them from its incoming one (`action` write or read).
 
-    `write_index` and `read_index` are the ring's after it; `signalled`: the other side must be told, and is.
+    `byte_count`: what they take in the ring, descriptors and footers included. `write_index` and `read_index` are the
+    ring's after it; `signalled`: the other side must be told, and is.
     """
 
     side: str
     channel_id: int
     action: str
     packets: int
+    byte_count: int
     write_index: int
     read_index: int
     signalled: bool

@@ -163,13 +163,11 @@ class Packet(msgspec.Struct, frozen=True, gc=False):
         """The ranges of a transfer-page packet. `ProtocolError` when some are missing, and for any other type of packet."""
         _, count = self._extended(PacketType.TRANSFER_PAGES)
         size = TransferRange.layout().size
-        end = EXTENDED_HEADER_SIZE + size * count
-        if end > len(self.header):
+        if EXTENDED_HEADER_SIZE + size * count > len(self.header):
             present = (len(self.header) - EXTENDED_HEADER_SIZE) // size
             raise ProtocolError("transfer ranges", EXTENDED_HEADER_SIZE, f"{count} ranges", f"{present}")
-        return tuple(
-            TransferRange.unpack(self.header[start : start + size]) for start in range(EXTENDED_HEADER_SIZE, end, size)
-        )
+        numbers = iter(struct.unpack_from(f"<{2 * count}I", self.header, EXTENDED_HEADER_SIZE))
+        return tuple(map(TransferRange, numbers, numbers))
 
     def _extended(self, kind: PacketType) -> tuple[int, int]:
         """(set ID, count of ranges) of the extended header."""

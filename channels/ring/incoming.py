@@ -71,6 +71,11 @@ class IncomingRing:
         self._words[INTERRUPT_MASK] = 1
 
     @property
+    def size(self) -> int:
+        """Bytes of data that the ring has."""
+        return self._size
+
+    @property
     def indices(self) -> tuple[int, int]:
         """Write index, as it is now and unchecked, and read index."""
         return self._words[IN], self._out

@@ -95,6 +95,11 @@ class OutgoingRing:
         self._words[PENDING_SEND_SIZE] = self._pending = 0
 
     @property
+    def size(self) -> int:
+        """Bytes of data that the ring has."""
+        return self._size
+
+    @property
     def indices(self) -> tuple[int, int]:
         """Write index, and read index as it is now and unchecked."""
         return self._in, self._words[OUT]

@@ -7,10 +7,9 @@ from uuid import UUID
 from broker.access import GuestSynic
 
 from ..client import VmbusClient
-from ..devices import EchoDevice, serve_devices
+from ..devices import EchoDevice
 from ..protocol.versions import version_label
-from ..server import VmbusServer
-from .stage import Scenario, Stage, expect
+from .stage import Scenario, Stage, expect, serve
 
 INSTANCE = UUID("6ec80001-0000-4000-8000-000000000001")
 
@@ -31,7 +30,7 @@ async def _play(stage: Stage) -> None:
             stage.say("the channel is closed")
         stage.say("the guest has unloaded")
 
-    async with VmbusServer(stage.access, stage.memory) as server, serve_devices(server, EchoDevice(INSTANCE)):
+    async with serve(stage, EchoDevice(INSTANCE)):
         await stage.start(0, guest).wait()
 
 

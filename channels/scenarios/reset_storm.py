@@ -7,9 +7,8 @@ from uuid import UUID
 from broker.access import GuestSynic
 
 from ..client import VmbusClient
-from ..devices import EchoDevice, serve_devices
-from ..server import VmbusServer
-from .stage import Flag, Scenario, Stage, expect
+from ..devices import EchoDevice
+from .stage import Flag, Scenario, Stage, expect, serve
 
 
 def _instance(number: int) -> UUID:
@@ -20,7 +19,7 @@ async def _play(stage: Stage) -> None:
     settings = stage.settings
     devices = [EchoDevice(_instance(number)) for number in range(settings.channels)]
 
-    async with VmbusServer(stage.access, stage.memory) as server, serve_devices(server, *devices):
+    async with serve(stage, *devices) as server:
         for number in range(settings.rounds):
             in_traffic = Flag(server.turns, number)
 

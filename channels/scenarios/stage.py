@@ -6,15 +6,19 @@ alone, so the same one runs live, under load, in lessons and in tests; whoever h
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Protocol
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Protocol
 
 import msgspec
 
 from broker.access import GuestSynic, SynicPortAccess, Turns
 from broker.memory import GuestMemory
 
+from ..bus import Bus
+from ..devices import Device, serve_devices
 from ..protocol.versions import Version
+from ..server import VmbusServer
 
 GuestCode = Callable[[GuestSynic], Awaitable[None]]
 
@@ -63,6 +67,10 @@ class Stage(Protocol):
         """Guest memory."""
         ...
 
+    def bus(self, server: Bus) -> Bus:
+        """What devices are offered on: the server, and whoever looks, or disturbs, in between. See `serve`."""
+        ...
+
     def start(self, vp_index: int, guest: GuestCode) -> GuestRun:
         """Run guest code on a processor."""
         ...
@@ -78,6 +86,16 @@ class Stage(Protocol):
     def count(self, what: str, number: int = 1) -> None:
         """Add to a number of the summary."""
         ...
+
+
+@asynccontextmanager
+async def serve(stage: Stage, *devices: Device, **options: Any) -> AsyncIterator[VmbusServer]:
+    """A VMBus server, made with these options, with these devices, while the block lasts."""
+    async with (
+        VmbusServer(stage.access, stage.memory, **options) as server,
+        serve_devices(stage.bus(server), *devices),
+    ):
+        yield server
 
 
 class Scenario(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,7 +7,7 @@ from uuid import UUID
 from broker.access import GuestSynic
 from broker.hvdef import HvStatus
 
-from ..devices import EchoDevice, serve_devices
+from ..devices import EchoDevice
 from ..protocol import (
     CHANNEL_MESSAGE,
     MULTICLIENT_CONNECTION,
@@ -24,8 +24,8 @@ from ..protocol import (
     parse_message,
     target_info,
 )
-from ..server import MESSAGE_DEPTH, VmbusServer
-from .stage import Scenario, Stage, expect
+from ..server import MESSAGE_DEPTH
+from .stage import Scenario, Stage, expect, serve
 
 _NO_CHANNEL = 0x7FF
 
@@ -44,8 +44,9 @@ async def _play(stage: Stage) -> None:
 
         async with synic.messages(VMBUS_SINT) as messages:
             info = target_info(VMBUS_SINT, 0) if version.names_connection else 0
-            await post(InitiateContact(version, 0, info).pack())
-            await post(RequestOffers().pack())
+            for message in (InitiateContact(version, 0, info), RequestOffers()):
+                while await post(message.pack()) is not HvStatus.SUCCESS:
+                    await synic.turns.pause()
             asked = 0
             while await post(GpadlHeader(_NO_CHANNEL, asked + 1, 8, 1, bytes(8)).pack()) is HvStatus.SUCCESS:
                 asked += 1
@@ -67,7 +68,7 @@ async def _play(stage: Stage) -> None:
         expect(all(answer.status == STATUS_UNSUCCESSFUL for answer in answers), "a GPADL of no channel was created")
         stage.say(f"the guest listens again: {len(took)} messages, in order, none lost")
 
-    async with VmbusServer(stage.access, stage.memory) as server, serve_devices(server, *devices):
+    async with serve(stage, *devices) as server:
         await stage.start(0, guest).wait()
         expect(not server.statistics().waiting_out, "messages are left over")
 

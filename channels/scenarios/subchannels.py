@@ -11,11 +11,10 @@ from broker.errors import ChannelClosed
 
 from ..channel import Channel
 from ..client import VmbusClient
-from ..devices import DeviceChannel, EchoDevice, serve_devices
+from ..devices import DeviceChannel, EchoDevice
 from ..protocol.packet import PacketType
-from ..server import VmbusServer
 from .echo import echo_through, packets
-from .stage import Scenario, Stage, expect
+from .stage import Scenario, Stage, expect, serve
 
 INSTANCE = UUID("6ec80003-0000-4000-8000-000000000001")
 _ASK = b"sub-channels, please: "
@@ -69,7 +68,7 @@ async def _play(stage: Stage) -> None:
             stage.say("the primary channel is closed, and its sub-channels are gone")
 
     device = SplitDevice(INSTANCE, max_subchannels=settings.channels)
-    async with VmbusServer(stage.access, stage.memory) as server, serve_devices(server, device):
+    async with serve(stage, device):
         await stage.start(0, guest).wait()
 
 

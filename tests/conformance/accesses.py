@@ -23,8 +23,7 @@ from broker import (
     VirtualProcessor,
     Vtl,
 )
-
-from .refusing import RefusingAccess
+from channels.faults import RefusingAccess
 
 PATIENCE = 40
 """Tries against a share of refusals: a quarter to the power of 40 is never."""
@@ -89,7 +88,7 @@ def refusing(inner: Implementation) -> Implementation:
     @asynccontextmanager
     async def start() -> AsyncIterator[Environment]:
         async with inner.open() as environment:
-            yield replace(environment, access=RefusingAccess(environment.access, seed=1), tries=PATIENCE)
+            yield replace(environment, access=RefusingAccess(environment.access, 1), tries=PATIENCE)
 
     return Implementation(f"{inner.name}-refusing", inner.backend, start)
 

@@ -39,9 +39,9 @@ from broker import (
     receive_messages,
     serve_messages,
 )
+from channels.faults import RefusingAccess
 
 from .accesses import IMPLEMENTATIONS, Environment, Implementation, over, refusing
-from .refusing import RefusingAccess
 
 VTL0 = Vtl.VTL0
 PORT, OTHER_PORT, THIRD_PORT = 0x0100_0001, 0x0100_0002, 0x0100_0003
@@ -156,7 +156,7 @@ async def test_a_backend_without_a_synic_says_so_when_it_is_asked_for() -> None:
 
 
 def test_the_wrapper_refuses_about_a_quarter() -> None:
-    access = RefusingAccess(None, seed=1)  # type: ignore[arg-type]
+    access = RefusingAccess(None, 1)  # type: ignore[arg-type]
     assert 200 < sum(access.refuses() for _ in range(1000)) < 300
 
 

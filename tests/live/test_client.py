@@ -18,6 +18,7 @@ from broker import (
 from broker.errors import ChannelClosed, ConnectionFailed
 from broker.trace import AnyEvent, Post
 from channels.client import CLIENT_ID, VmbusClient
+from channels.faults import RefusingAccess
 from channels.protocol.connect import (
     InitiateContact,
     InitiateContact2,
@@ -36,7 +37,6 @@ from channels.protocol.open import (
 )
 from channels.protocol.versions import Version
 
-from ..conformance.refusing import RefusingAccess
 from .scripted_host import INSTANCE, INTERFACE, ScriptedHost, accepts, client_of, config, offer, scripted
 
 VERSIONS = sorted(Version, reverse=True)

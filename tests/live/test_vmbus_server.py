@@ -15,9 +15,9 @@ from structlog.testing import capture_logs
 from broker import HvStatus, Partition, Vtl
 from channels.core.server.state import ServerConfig
 from channels.devices import EchoDevice, serve_devices
+from channels.faults import RefusingAccess
 from channels.server import VmbusServer
 
-from ..conformance.refusing import RefusingAccess
 from ..machines import wire
 from .hand_guest import PAGE, HandGuest, LateDevice, config, served
 

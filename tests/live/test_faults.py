@@ -1,0 +1,151 @@
+"""Faults on request: each scenario, with each fault, ends in the state that the fault promises, the same on both loops."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from broker import OPENVMM, TLFS, HvStatus, Partition, PartitionConfig, Profile, receive_messages
+from broker.errors import ConfigurationError
+from broker.run import Report, find_scenario, play
+from channels.faults import FAULTS, Fault, Faults, InjectedFault, parse_fault
+from channels.scenarios import Settings
+
+from .test_scenarios import NAMES
+
+SETTINGS = Settings(packets=100, rounds=2)
+MILLISECOND = 10_000
+
+REPORTS: dict[tuple[str, str], bytes] = {}
+"""What a scenario with a fault ended with, on whichever loop came first."""
+
+
+async def run(name: str, fault: str, seed: int | None = 1, profile: Profile = OPENVMM) -> Report:
+    scenario = find_scenario(f"channels.scenarios:{name}")
+    return await play(scenario, SETTINGS, profile, "emulated", seed, faults=[parse_fault(fault)])
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("name", NAMES)
+async def test_each_scenario_with_each_fault_ends_as_promised_and_the_same_on_both_loops(name: str, fault: str) -> None:
+    report = await run(name, fault)
+    if FAULTS[fault].is_survived:
+        assert report.failure is None
+    document = msgspec.json.encode(report)
+    assert REPORTS.setdefault((name, fault), document) == document
+
+
+@pytest.mark.parametrize("fault", [name for name, kind in FAULTS.items() if kind.is_survived])
+async def test_what_is_survived_is_survived_live_too(fault: str) -> None:
+    report = await run("echo", fault, seed=None)
+    assert report.failure is None
+    assert report.counts["packets echoed"] == SETTINGS.packets
+    assert report.faults[fault] > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "fault", "reason"),
+    [
+        ("echo", "corrupt-ring:1", "somebody still waits"),
+        ("echo", "rescind-during-open", "was not opened"),
+        ("echo", "crashing-handler:1", "OPERATION_FAILED"),
+    ],
+)
+async def test_what_is_not_survived_says_what_became_of_it(name: str, fault: str, reason: str) -> None:
+    report = await run(name, fault)
+    assert report.failure is not None
+    assert reason in report.failure
+
+
+async def test_a_forgotten_eom_is_made_good_by_the_next_exit_only_where_the_profile_says_so() -> None:
+    assert (await run("starved_guest", "missing-eom:1")).failure is None
+    strict = await run("starved_guest", "missing-eom:1", profile=TLFS)
+    assert strict.failure is not None
+    assert "somebody still waits" in strict.failure
+
+
+@pytest.mark.parametrize("fault", ["busy-slot:7", "late-eom:7", "slow-handler:7", "masked-sint:7"])
+async def test_the_number_says_how_long_it_takes(fault: str) -> None:
+    report = await run("hello", fault)
+    assert report.ticks is not None
+    whole = report.faults[fault.partition(":")[0]] - (
+        fault == "busy-slot:7"
+    )  # the last wait for a message was cancelled
+    assert report.ticks >= 7 * MILLISECOND * whole > 0
+
+
+async def test_a_masked_sint_loses_what_comes_meanwhile_and_takes_messages_again_after_it() -> None:
+    async with Partition(PartitionConfig(seed=3, virtual_time=True)) as partition:
+        faults = Faults([Fault("masked-sint", 10)], seed=3)
+        synic = faults.guest(partition.vp(0).guest_synic())
+        port = await partition.synic().new_guest_message_port(synic.vtl, 0, 2)
+        taken = []
+        async with synic.messages(2) as messages:
+            for number in range(20):
+                await port.post_message(1, bytes([number]))
+                timer = partition.turns.schedule(
+                    partition.clock.now() + MILLISECOND,
+                    ("late", number),
+                    lambda: port.try_post_message(1, b"meanwhile"),
+                )
+                taken.append((await anext(messages)).payload)
+                timer.cancel()
+        assert taken == [bytes([number]) for number in range(20)]
+        assert faults.struck["masked-sint"] == 1
+
+
+async def test_a_crashing_handler_gets_the_guest_operation_failed_and_the_port_lives() -> None:
+    async with Partition() as partition:
+        faults = Faults([Fault("crashing-handler", 2)])
+        async with receive_messages(faults.access(partition.synic()), 1, depth=100) as inbox:
+            statuses = [await partition.vp(0).post_message(1, 1, b"x") for _ in range(50)]
+            taken = await inbox.receive_batch()
+    assert set(statuses) == {HvStatus.SUCCESS, HvStatus.OPERATION_FAILED}
+    assert statuses.count(HvStatus.OPERATION_FAILED) == faults.struck["crashing-handler"]
+    assert len(taken) == statuses.count(HvStatus.SUCCESS)
+
+
+async def test_refused_posts_are_a_share_that_the_seed_decides() -> None:
+    async def statuses(seed: int) -> list[HvStatus]:
+        async with Partition() as partition:
+            access = Faults([Fault("refused-posts", 3)], seed).access(partition.synic())
+            async with receive_messages(access, 1, depth=100):
+                return [await partition.vp(0).post_message(1, 1, b"x") for _ in range(60)]
+
+    first = await statuses(1)
+    assert first == await statuses(1) != await statuses(2)
+    assert 5 < first.count(HvStatus.INSUFFICIENT_BUFFERS) < 40
+
+
+def test_the_injected_fault_is_an_exception_of_its_own() -> None:
+    assert not issubclass(InjectedFault, (ValueError, RuntimeError))
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("late-eom", Fault("late-eom", 5)),
+        ("late-eom:12", Fault("late-eom", 12)),
+        ("corrupt-ring:1", Fault("corrupt-ring", 1)),
+    ],
+)
+def test_a_fault_is_a_name_and_a_number(text: str, fault: Fault) -> None:
+    assert parse_fault(text) == fault
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("lateeom", "there is no fault lateeom; there are busy-slot, "),
+        ("", "there is no fault ;"),
+        ("late-eom:", "takes a number from 1 on"),
+        ("late-eom:0", "takes a number from 1 on"),
+        ("late-eom:-1", "takes a number from 1 on"),
+        ("late-eom:1e3", "takes a number from 1 on"),
+        ("late-eom:²", "takes a number from 1 on"),
+        ("late-eom:99999999999", "takes a number from 1 on"),
+    ],
+)
+def test_any_other_text_is_refused_with_a_sentence(text: str, sentence: str) -> None:
+    with pytest.raises(ConfigurationError, match=sentence.replace("(", "\\(")):
+        parse_fault(text)
