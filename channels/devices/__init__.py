@@ -1,6 +1,10 @@
-"""Devices, and the framework that runs them behind a VMBus server."""
+"""Devices, and the framework that runs them behind a VMBus server.
+
+`integration`, `storage`, `network` and `input` have rooms of their own; `channels.drivers` has the guest's side of each.
+"""
 
 from .echo import EchoDevice
 from .framework import Device, DeviceChannel, RefuseOpen, serve_devices
+from .serial import SerialConsole, SerialPort
 
-__all__ = ["Device", "DeviceChannel", "EchoDevice", "RefuseOpen", "serve_devices"]
+__all__ = ["Device", "DeviceChannel", "EchoDevice", "RefuseOpen", "SerialConsole", "SerialPort", "serve_devices"]

@@ -27,7 +27,7 @@ import anyio.abc
 import msgspec
 import structlog
 
-from broker.access import Interrupt
+from broker.access import Interrupt, Turns
 from broker.clock import TICKS_PER_MILLISECOND
 from broker.errors import ChannelClosed, HostError, PartitionClosed, PeerError, RingCorrupt
 
@@ -65,6 +65,10 @@ class Device:
     """What is offered; sub-channels are offered with the same and their index."""
     max_subchannels: int = 0
     """Sub-channels that a guest may ask for."""
+
+    def attached(self, turns: Turns) -> None:
+        """Before the offer: where tasks wait that use this device."""
+        return
 
     async def open(self, channel: DeviceChannel) -> None:
         """Before the guest hears of the open: packets may be there already. `RefuseOpen` refuses, `PeerError` as well."""
@@ -388,6 +392,7 @@ async def serve_devices(bus: Bus, *devices: Device) -> AsyncIterator[None]:
     async with anyio.create_task_group() as group:
         try:
             for device in devices:
+                device.attached(bus.turns)
                 offered = _Offered(device, bus, device.offer, group, errors)
                 await offered.begin()
                 offers.append(offered)

@@ -42,6 +42,8 @@ VIRTUAL_PCI = UUID("44c4f61d-4444-4400-9d52-802e27ede19f")
 KEYBOARD = UUID("f912ad6d-2b17-48ea-bd65-f927a61c7684")
 MOUSE = UUID("cfa8b69e-5b4a-4cc0-b98b-8ba1a1f3f95a")
 VIDEO = UUID("da0a7802-e377-4aac-8e77-0558eb1073f8")
+SERIAL = UUID("8b60ccf6-709f-4c11-90b5-229c959a9e6a")
+"""Serial ports of OpenVMM."""
 
 INTERFACE_NAMES: dict[UUID, str] = {
     HEARTBEAT: "heartbeat",
@@ -60,6 +62,7 @@ INTERFACE_NAMES: dict[UUID, str] = {
     KEYBOARD: "keyboard",
     MOUSE: "mouse",
     VIDEO: "video",
+    SERIAL: "serial port",
 }
 
 
