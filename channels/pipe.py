@@ -23,6 +23,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from anyio import (
@@ -41,7 +42,7 @@ from broker.clock import TICKS_PER_SECOND
 from broker.errors import ChannelClosed, PeerError, ProtocolError
 
 from .channel import Channel
-from .protocol.packet import PIPE_HEADER_SIZE, Packet, PacketType, PipePacketType, pack_pipe, parse_pipe
+from .protocol.packet import PIPE_HEADER_SIZE, Packet, PacketType, PipePacketType, pack_pipes, parse_pipe
 from .ring import footprint
 
 MAX_DATA = 16384
@@ -67,7 +68,9 @@ class _Pipe(ABC):
     """What both kinds share: guards, the errors' words, the end."""
 
     def __init__(self, channel: Channel, *, close: Callable[[], Awaitable[None]] | None = None) -> None:
-        """`close` is awaited once this end has closed: a driver gives the channel back."""
+        """`close` is awaited once this end has closed: a driver gives the channel back. It is cancelled after `LINGER`, and
+        when `aclose` is: then it has to have begun, as `VmbusClient.close` has, before it waits for the first time.
+        """
         self.channel = channel
         self._close = close
         self._is_closed = False
@@ -95,29 +98,45 @@ class _Pipe(ABC):
         if self._is_closed:
             await checkpoint_if_cancelled()
             return
+        self._shut()
+        await self._wind_up()
+
+    def _shut(self) -> None:
+        """From now on nobody sends and receives here."""
         self._is_closed = True
         if self._receiving is not None:
             self._receiving.cancel()
+
+    async def _wind_up(self) -> None:
+        """What is left to do once this end is shut, however it goes."""
         try:
             if not self._is_sending:
                 await self._say_goodbye()
         finally:
             self.channel.end("this end of the pipe was closed")
             if self._close is not None:
-                with CancelScope(shield=True):
-                    await self._close()
+                await self._linger(self._close)
 
     async def _say_goodbye(self) -> None:
-        turns = self.channel.turns
+        with suppress(ClosedResourceError, BrokenResourceError, ChannelClosed, PeerError):
+            await self._linger(self._finish)  # the other end may not have waited for this
+
+    async def _linger(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Do this, and give up after `LINGER`."""
+        turns, key = self.channel.turns, ("pipe-linger", self.channel.channel_id)
         with CancelScope() as scope:
-            limit = turns.clock.now() + LINGER
-            timer = turns.schedule(limit, ("pipe-linger", self.channel.channel_id), scope.cancel)
+            timer = turns.schedule(turns.clock.now() + LINGER, key, scope.cancel)
             try:
-                await self._finish()
-            except (ClosedResourceError, BrokenResourceError, ChannelClosed, PeerError):
-                return  # the other end has not waited for this
+                await work()
             finally:
                 timer.cancel()
+        if scope.cancelled_caught:
+            await self._take_turn(key)
+
+    async def _take_turn(self, key: tuple[str, int]) -> None:
+        """Whoever was called back from a wait goes on in its turn."""
+        with CancelScope(shield=True):
+            await self.channel.turns.expect(key)()
 
     @abstractmethod
     async def _finish(self) -> None:
@@ -143,7 +162,7 @@ class _Pipe(ABC):
         try:
             await self.channel.send_batch(payloads)
         except (ChannelClosed, PeerError) as error:
-            raise self._broken_by(error) from error
+            raise self._broken() from error
         finally:
             self._is_sending = False
 
@@ -156,23 +175,33 @@ class _Pipe(ABC):
             self._receiving = scope
             try:
                 packets = await self.channel.receive_batch()
-            except (ChannelClosed, PeerError) as error:
-                raise self._broken_by(error) from error
+            except (ChannelClosed, ProtocolError) as error:
+                self._error = error if isinstance(error, ProtocolError) else None
+                raise self._broken() from error
             finally:
                 self._receiving = None
         if self._is_closed:
+            if scope.cancelled_caught:
+                await self._take_turn(("pipe-closed", self.channel.channel_id))
             raise ClosedResourceError
         return self._unpack(packets)
 
     def _unpack(self, packets: Sequence[Packet]) -> list[bytes]:
         found = []
+        header, size, end = b"", 0, 0
         try:
             for packet in packets:
+                payload = packet.payload
                 if packet.packet_type is not PacketType.IN_BAND:
                     raise ProtocolError("pipe", 0, "a packet of plain data", f"one of type {packet.packet_type:#x}")
-                kind, data = parse_pipe(packet.payload)
+                if len(payload) == size and payload[:PIPE_HEADER_SIZE] == header:  # one more of the same kind
+                    found.append(payload[PIPE_HEADER_SIZE:end])
+                    continue
+                kind, data = parse_pipe(payload)
                 self._check(kind, data)
                 found.append(data)
+                if kind is PipePacketType.DATA and data:
+                    header, size, end = payload[:PIPE_HEADER_SIZE], len(payload), PIPE_HEADER_SIZE + len(data)
         except ProtocolError as error:
             self._error = error
             self.channel.let_go(str(error))
@@ -180,12 +209,15 @@ class _Pipe(ABC):
                 raise BrokenResourceError from error
         return found
 
-    def _broken_by(self, error: ChannelClosed | PeerError) -> ClosedResourceError | BrokenResourceError:
+    def _broken(self) -> ClosedResourceError | BrokenResourceError:
         return ClosedResourceError() if self._is_closed else BrokenResourceError()
 
 
 class MessagePipe(_Pipe, ObjectStream[bytes]):
-    """Messages of 0 to `max_size` bytes, each as it was sent. There is no half-close: `send_eof` is not to be had."""
+    """Messages of 0 to `max_size` bytes, each as it was sent. There is no half-close, `send_eof` is not to be had.
+
+    So closing waits for nobody: what the other end has not taken by then is lost.
+    """
 
     def __init__(self, channel: Channel, *, close: Callable[[], Awaitable[None]] | None = None) -> None:
         super().__init__(channel, close=close)
@@ -207,7 +239,7 @@ class MessagePipe(_Pipe, ObjectStream[bytes]):
             raise ValueError(f"a message has at most {self.max_size} bytes in this pipe, not {largest}")
         with self._sends:
             await self._begin()
-            await self._send([pack_pipe(item) for item in items])
+            await self._send(pack_pipes(items))
 
     async def receive(self) -> bytes:
         """The next message."""
@@ -246,8 +278,11 @@ class BytePipe(_Pipe, ByteStream):
 
     def __init__(self, channel: Channel, *, close: Callable[[], Awaitable[None]] | None = None) -> None:
         super().__init__(channel, close=close)
-        self._chunk = min(MAX_DATA, channel.outgoing.largest_packet // 2 - _OVERHEAD) & ~7
-        self._unread = memoryview(b"")
+        room = channel.outgoing.largest_packet
+        packets = max(2, -(-room // (MAX_DATA + _OVERHEAD)))
+        self._chunk = (room // packets - _OVERHEAD) & ~7
+        """Bytes of data in a packet: two or more packets fill the ring, and leave no room unused."""
+        self._unread: bytes | memoryview = b""
         self._has_sent_eof = False
         self._has_eof = False
 
@@ -258,7 +293,7 @@ class BytePipe(_Pipe, ByteStream):
             if self._has_sent_eof:
                 raise ClosedResourceError
             view, chunk = memoryview(item), self._chunk
-            await self._send([pack_pipe(view[start : start + chunk]) for start in range(0, len(view), chunk)])
+            await self._send(pack_pipes([view[start : start + chunk] for start in range(0, len(view), chunk)]))
 
     async def send_eof(self) -> None:
         """Say that no more will come; idempotent."""
@@ -273,13 +308,15 @@ class BytePipe(_Pipe, ByteStream):
             raise ValueError(f"max_bytes is at least 1, not {max_bytes}")
         with self._receives:
             await self._begin()
-            while not self._unread:
+            unread = self._unread
+            while not unread:
                 if self._has_eof:
                     raise EndOfStream from ChannelClosed("the other end of the pipe has said that no more will come")
-                self._unread = memoryview(b"".join(await self._receive()))
-            data = bytes(self._unread[:max_bytes])
-            self._unread = self._unread[max_bytes:]
-            return data
+                unread = b"".join(await self._receive())
+                if len(unread) > max_bytes:
+                    unread = memoryview(unread)  # so that what is left is not copied each time
+            self._unread = unread[max_bytes:]
+            return bytes(unread[:max_bytes])
 
     async def _finish(self) -> None:
         if not self._has_sent_eof:
@@ -290,7 +327,7 @@ class BytePipe(_Pipe, ByteStream):
     async def _send_eof(self) -> None:
         self._has_sent_eof = True
         try:
-            await self._send((pack_pipe(b""),))
+            await self._send(pack_pipes((b"",)))
         except BaseException:
             self._has_sent_eof = False
             raise

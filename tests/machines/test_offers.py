@@ -79,6 +79,16 @@ KINDS = {
         0x2011,
         struct.pack("<IBBI16s", 0, 1, 0, 1, SILO.bytes_le),
     ),
+    "hvsock of the host, to a container": (
+        OfferParams.hvsock(INTERFACE, instance(1), guest_accepts=True, for_container=True, silo_id=SILO),
+        0x2011,
+        struct.pack("<IBBI16s", 0, 1, 1, 1, SILO.bytes_le),
+    ),
+    "byte pipe that takes GPA-direct packets": (
+        OfferParams.pipe(INTERFACE, instance(1), PipeType.BYTE, b"any bytes", gpa_direct=True),
+        0x11,
+        struct.pack("<I112sI", 0, b"any bytes", 1),
+    ),
 }
 
 
@@ -361,3 +371,74 @@ def test_subchannels_are_offered_with_their_index_and_rescinded_each() -> None:
         numbers.append(offer_id)
     for offer_id, channel_id in zip((*numbers, 1), (2, 3, 4, 1), strict=True):
         assert host.revoke(offer_id)[-1] == wire.rescind(channel_id)
+
+
+# relayed monitor IDs
+
+
+def monitor_opened(host: Host, channel_id: int) -> int | None:
+    """The monitor ID that the ports of a channel are made with."""
+    (ports, *_) = host.hear(wire.open_channel(channel_id))
+    assert isinstance(ports, do.CreatePorts)
+    return ports.params.monitor_id
+
+
+def test_a_relayed_monitor_id_is_told_the_guest_and_watched_by_the_outer_host_alone() -> None:
+    host = Host()
+    host.offer(device(1, monitor_id=5, relayed=True))
+    host.offer(device(2, monitor_id=6))
+    host.connect(pages=PAGES)
+    assert [monitor_of(offer) for offer in offers(host)] == [(5, 1), (6, 1)]
+    assert [monitor_opened(host, channel_id) for channel_id in (1, 2)] == [None, 6]
+
+
+def test_an_assigned_monitor_id_is_none_that_somebody_has_brought() -> None:
+    host = Host()
+    for number in (1, 2):
+        host.offer(device(number, order=number, monitor_id=number - 1, relayed=True))
+    host.offer(device(3, order=3, monitor_latency=1000))
+    host.connect(pages=PAGES)
+    assert [monitor_of(offer) for offer in offers(host)] == [(0, 1), (1, 1), (2, 1)]
+
+
+def test_a_device_that_comes_back_has_the_monitor_id_that_it_wants_now() -> None:
+    wishes: list[tuple[dict[str, object], tuple[int, int]]] = [
+        ({"monitor_latency": 1000}, (0, 1)),
+        ({"monitor_id": 9}, (9, 1)),
+        ({}, (0xFF, 0)),
+    ]
+    for before, _ in wishes:
+        for after, expected in wishes:
+            host = Host()
+            offer_id, _ = host.offer(device(1, **before))
+            host.connect(pages=PAGES)
+            offers(host)
+            host.revoke(offer_id)
+            host.offer(device(1, **after))
+            (offer,) = host.hear(wire.release(1))
+            assert isinstance(offer, bytes)
+            assert monitor_of(offer) == expected
+            assert host.machine.state.channels.monitor_ids == ("monitor_latency" in after)
+
+
+def test_the_latency_that_a_device_asks_for_comes_with_its_open() -> None:
+    host = Host()
+    host.offer(device(1, monitor_latency=1000))
+    host.connect(pages=PAGES)
+    offers(host)
+    (ports, *_) = host.hear(wire.open_channel(1))
+    assert isinstance(ports, do.CreatePorts)
+    assert (ports.params.monitor_id, ports.params.monitor_latency) == (0, 1000)
+
+
+@pytest.mark.parametrize("version", wire.VERSIONS, ids=wire.version_id)
+def test_the_ends_of_a_relayed_channel_signal_each_other_directly_from_2_4_on(version: int) -> None:
+    host = Host()
+    host.offer(device(1, relayed=True))
+    host.offer(device(2))
+    host.connect(version)
+    offers(host)
+    for channel_id, is_direct in ((1, version >= wire.WIN8), (2, False)):
+        (ports, *_) = host.hear(wire.open_channel(channel_id))
+        assert isinstance(ports, do.CreatePorts)
+        assert ports.params.is_direct is is_direct

@@ -34,6 +34,7 @@ from channels.protocol.packet import (
     pack_in_band,
     pack_packet,
     pack_pipe,
+    pack_pipes,
     pack_transfer_pages,
     parse_packet,
     parse_pipe,
@@ -442,3 +443,8 @@ def test_the_ranges_of_openvmm_s_gpadl_message_read_back() -> None:
     data = bytes.fromhex(header["hex"])[20:]
     assert parse_gpa_ranges(data, 1) == ((gpa_range,), len(data))
     assert gpa_range.pack() == data
+
+
+@pytest.mark.parametrize("items", [[], [b""], [b"abc"] * 3, [b"a", b"", b"abc", memoryview(b"xabcx")[1:4], b"a" * 300]])
+def test_many_pipe_payloads_are_those_of_one_each(items: list[bytes]) -> None:
+    assert pack_pipes(items) == [pack_pipe(bytes(item)) for item in items]

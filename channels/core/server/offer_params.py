@@ -32,11 +32,12 @@ class OfferParams(msgspec.Struct, frozen=True, kw_only=True):
     monitor_latency: int | None = None
     """Ask for a monitor ID, with this latency in ticks of 100 ns."""
     monitor_id: int | None = None
-    """A monitor ID that somebody else has assigned, as a relay does."""
+    """A monitor ID that somebody else has assigned; where `relayed`, that host watches the monitor pages for it."""
     confidential_external_memory: bool = False
     """External memory may be encrypted, where that is agreed on."""
     relayed: bool = False
-    """Offered on behalf of another host: its confidential flags are not passed on."""
+    """Offered on behalf of another host: its confidential flags are not passed on, and from 2.4 on it and the guest signal
+    each other without this server, see `OpenParams.is_direct`."""
 
     def __post_init__(self) -> None:
         for name, limit in (
@@ -65,11 +66,17 @@ class OfferParams(msgspec.Struct, frozen=True, kw_only=True):
         instance_id: UUID,
         pipe_type: PipeType = PipeType.MESSAGE,
         user: bytes = b"",
+        *,
+        gpa_direct: bool = False,
         **more: Any,
     ) -> Self:
-        """A named pipe of messages or of bytes; up to 112 bytes of `user` for the guest's driver."""
+        """A named pipe of messages or of bytes; up to 112 bytes of `user` for the guest's driver.
+
+        `gpa_direct`: it says that it takes data that lies in guest memory.
+        """
         flags = OfferFlags.ENUMERATE_DEVICE_INTERFACE | OfferFlags.NAMED_PIPE_MODE
-        return cls._of_kind(interface_id, instance_id, flags, pipe_area(pipe_type, user), more)
+        area = pipe_area(pipe_type, user, gpa_direct=gpa_direct)
+        return cls._of_kind(interface_id, instance_id, flags, area, more)
 
     @classmethod
     def interface(cls, interface_id: UUID, instance_id: UUID, user_defined: bytes = b"", **more: Any) -> Self:
@@ -79,11 +86,19 @@ class OfferParams(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def hvsock(
-        cls, service_id: UUID, endpoint_id: UUID, *, guest_accepts: bool, silo_id: UUID = NO_GUID, **more: Any
+        cls,
+        service_id: UUID,
+        endpoint_id: UUID,
+        *,
+        guest_accepts: bool,
+        for_container: bool = False,
+        silo_id: UUID = NO_GUID,
+        **more: Any,
     ) -> Self:
-        """An hvsock connection. `guest_accepts`: the host connects to a listener in the guest."""
+        """An hvsock connection. `guest_accepts`: the host connects to a listener in the guest; `for_container`: to one
+        in the guest's container `silo_id`."""
         flags = OfferFlags.ENUMERATE_DEVICE_INTERFACE | OfferFlags.NAMED_PIPE_MODE | OfferFlags.TLNPI_PROVIDER
-        area = hvsock_area(guest_accepts=guest_accepts, silo_id=silo_id)
+        area = hvsock_area(guest_accepts=guest_accepts, for_container=for_container, silo_id=silo_id)
         return cls._of_kind(service_id, endpoint_id, flags, area, more)
 
     @classmethod
