@@ -62,6 +62,8 @@ class ClientConnection:
         self._arrivals: dict[int, int] = {}
         """Channel ID -> number of its offer, counted from 1."""
         self._arrived = 0
+        self._changes = 0
+        """How often an offer has come or gone."""
         self._offers_changed = synic.turns.wakeup(("vmbus-offers", synic.vp_index))
         self._actions: dict[type[Effect], Callable[..., None]] = {
             done.Post: self.posts.add,
@@ -168,7 +170,7 @@ class ClientConnection:
         self.signals.forget_all(reason)
         self.offers.clear()
         self._uses.clear()
-        self._offers_changed.notify()
+        self._note_change()
 
     async def next_offers(self, since: int) -> tuple[int, list[OfferChannel]]:
         """The offers that came after number `since` and are still there, at least one, and the last number.
@@ -180,6 +182,14 @@ class ClientConnection:
                 raise ConnectionFailed("the connection has ended; there will be no more offers")
             await self._offers_changed.wait()
         return self._arrived, found
+
+    async def next_change(self, seen: int) -> int:
+        """See `VmbusClient.wait_change`."""
+        while self._changes == seen and self.machine.is_connected:
+            await self._offers_changed.wait()
+        if not self.machine.is_connected:
+            raise ConnectionFailed("the connection has ended, and with it all offers")
+        return self._changes
 
     # tasks
 
@@ -244,11 +254,12 @@ class ClientConnection:
         self._arrived += 1
         self.offers[offer.channel_id] = offer
         self._arrivals[offer.channel_id] = self._arrived
-        self._offers_changed.notify()
+        self._note_change()
 
     def _rescinded(self, effect: done.OfferRescinded) -> None:
         channel_id = effect.channel_id
         self.offers.pop(channel_id, None)
+        self._note_change()
         self.signals.forget(channel_id, f"the host rescinded channel {channel_id:#x}")
         self._release_if_unused(channel_id)
 
@@ -295,6 +306,10 @@ class ClientConnection:
         if is_gone and not self._uses[channel_id] and self.machine.is_connected:
             del self._uses[channel_id]
             self.do(self.machine.release(channel_id))
+
+    def _note_change(self) -> None:
+        self._changes += 1
+        self._offers_changed.notify()
 
     def _arrived_since(self, since: int) -> list[OfferChannel]:
         return [offer for channel_id, offer in self.offers.items() if self._arrivals[channel_id] > since]

@@ -6,6 +6,7 @@ then it goes on in the background. It will not: free pages of a host that never 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import msgspec
@@ -35,6 +36,11 @@ class GuestGpadl(msgspec.Struct, frozen=True):
     """The client allocated the pages, and frees them once the host has let go of them."""
 
 
+def whole_pages(gpns: Sequence[int]) -> tuple[GpaRange]:
+    """These pages, in this order, as the one range of a GPADL."""
+    return (GpaRange(len(gpns) * PAGE_SIZE, 0, tuple(gpns)),)
+
+
 class ClientGpadls:
     """See the module."""
 
@@ -45,14 +51,15 @@ class ClientGpadls:
         self._pages = pages
         self._next_id = FIRST_GPADL_ID
 
-    async def create(self, channel_id: int, gpns: tuple[int, ...], *, is_allocated: bool) -> GuestGpadl:
-        """Let the host use these pages. When that fails, allocated ones are freed."""
+    async def create(self, channel_id: int, ranges: Sequence[GpaRange], *, is_allocated: bool) -> GuestGpadl:
+        """Let the host use this memory. When that fails, allocated pages are freed."""
         while self._machine.has_gpadl(self._next_id):  # a restored client has some already
             self._next_id = (self._next_id + 1) & _MAX_ID
+        gpns = tuple(gpn for gpa_range in ranges for gpn in gpa_range.gpns)
         gpadl = GuestGpadl(channel_id, self._next_id, gpns, is_allocated)
         try:
-            buffer = GpaRange(len(gpns) * PAGE_SIZE, 0, gpns).pack()
-            ask = partial(self._machine.create_gpadl, channel_id, gpadl.gpadl_id, 1, buffer)
+            buffer = b"".join(gpa_range.pack() for gpa_range in ranges)
+            ask = partial(self._machine.create_gpadl, channel_id, gpadl.gpadl_id, len(ranges), buffer)
             answer = self._link.ask(GpadlCreateEnded, gpadl.gpadl_id, ask)
         except (HostError, ValueError):
             if is_allocated:

@@ -6,7 +6,7 @@ will not: read or write rings.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from broker.errors import BrokerError, ChannelClosed, HostError
@@ -22,8 +22,17 @@ from ..protocol.message import STATUS_SUCCESS
 from ..protocol.offer import OfferChannel
 from ..ring import RingMemory
 from ..ring.control import FEATURE_BITS, PENDING_SEND_SIZE_SUPPORTED
+from .answers import Answer
 from .connection import ClientConnection
-from .gpadls import ClientGpadls, GuestGpadl
+from .gpadls import ClientGpadls, GuestGpadl, whole_pages
+
+
+class OpenRefused(ChannelClosed):
+    """The host did not open the channel, or it was rescinded while it opened."""
+
+    def __init__(self, channel_id: int, status: int) -> None:
+        super().__init__(f"channel {channel_id:#x} was not opened: status {status:#010x}")
+        self.status = status
 
 
 class GuestChannel(Channel):
@@ -89,7 +98,7 @@ class ClientOpens:
         for ring in (gpns[: ring_pages[0]], gpns[ring_pages[0] :]):  # zeroed by now; feature bits in both, as in Linux
             control = RingMemory.of_pages(self._link.synic.memory, ring)
             control.words[FEATURE_BITS] = PENDING_SEND_SIZE_SUPPORTED
-        gpadl = await self._gpadls.create(offer.channel_id, gpns, is_allocated=True)
+        gpadl = await self._gpadls.create(offer.channel_id, whole_pages(gpns), is_allocated=True)
         request = OpenRequest(gpadl.gpadl_id, ring_pages[0], target, user_data, redirect)
         try:
             return await self._open_over(gpadl, request)
@@ -129,7 +138,7 @@ class ClientOpens:
         self._link.do(self._machine.claim(offer.channel_id))
         self._gpadls.add(gpadl)
         self._link.use(offer.channel_id)
-        self._listen(channel, opened)
+        _listen(self._link, channel, opened.doorbell)
         self.by_channel[offer.channel_id] = opened
         return opened
 
@@ -141,29 +150,49 @@ class ClientOpens:
         has_interrupts = request.target_vp != NO_INTERRUPTS
         opened = GuestChannel(self._link, channel, gpadl, request.upstream_pages, has_interrupts=has_interrupts)
         opened.initialize()
-        answer = self._link.ask(OpenEnded, channel_id, partial(self._machine.open, channel_id, request))
-        self._listen(channel, opened)
-        self._link.use(channel_id)
-        try:
-            ended = await answer.wait()
-            if ended.status != STATUS_SUCCESS:
-                raise ChannelClosed(f"channel {channel_id:#x} was not opened: status {ended.status:#010x}")
-        except HostError:
-            self._link.unuse(channel_id)
-            raise
-        except BaseException:
-            self._link.signals.forget(channel_id, f"channel {channel_id:#x} was closed")
-            if self._machine.is_connected:
-                self._link.do(self._machine.close(channel_id))
-                self._gpadls.take_back_later(gpadl, opened=answer)
-            self._link.unuse(channel_id)
-            raise
+        later = self._gpadls.take_back_later
+        await ask_open(self._link, channel, request, opened.doorbell, lambda answer: later(gpadl, opened=answer))
         self.by_channel[channel_id] = opened
         return opened
 
-    def _listen(self, channel: ClientChannel, opened: GuestChannel) -> None:
-        """Ring the channel's doorbell from now on, before the host can know of the open."""
-        if channel.state in USES_FLAG:
-            self._link.signals.listen(opened.channel_id, channel.event_flag, opened.doorbell)
-        else:
-            opened.doorbell.close(f"channel {opened.channel_id:#x} was rescinded")
+
+async def ask_open(
+    link: ClientConnection,
+    channel: ClientChannel,
+    request: OpenRequest,
+    doorbell: Doorbell | None,
+    given_up: Callable[[Answer[OpenEnded]], None] | None = None,
+) -> None:
+    """Open, and wait for the answer; `doorbell` is rung from the start. The channel is in use from then on.
+
+    `OpenRefused`. When the wait is cancelled the channel is closed, at the latest once it is open, and `given_up` is
+    called with the answer that is still due.
+    """
+    channel_id, machine = channel.offer.channel_id, link.machine
+    answer = link.ask(OpenEnded, channel_id, partial(machine.open, channel_id, request))
+    if doorbell is not None:
+        _listen(link, channel, doorbell)
+    link.use(channel_id)
+    try:
+        ended = await answer.wait()
+        if ended.status != STATUS_SUCCESS:
+            raise OpenRefused(channel_id, ended.status)
+    except HostError:
+        link.unuse(channel_id)
+        raise
+    except BaseException:
+        link.signals.forget(channel_id, f"channel {channel_id:#x} was closed")
+        if machine.is_connected:
+            link.do(machine.close(channel_id))
+            if given_up is not None:
+                given_up(answer)
+        link.unuse(channel_id)
+        raise
+
+
+def _listen(link: ClientConnection, channel: ClientChannel, doorbell: Doorbell) -> None:
+    """Ring this doorbell when the host signals the channel, before the host can know of the open."""
+    if channel.state in USES_FLAG:
+        link.signals.listen(channel.offer.channel_id, channel.event_flag, doorbell)
+    else:
+        doorbell.close(f"channel {channel.offer.channel_id:#x} was rescinded")

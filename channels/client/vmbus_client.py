@@ -41,7 +41,8 @@ from ..protocol.offer import OfferChannel
 from ..protocol.versions import CLIENT_FEATURES, FeatureFlags, Version, find_version, version_label
 from ..protocol.wire import NO_GUID
 from .connection import ClientConnection, NewOffers
-from .gpadls import ClientGpadls, GuestGpadl
+from .for_others import ForOthers
+from .gpadls import ClientGpadls, GuestGpadl, whole_pages
 from .opens import ClientOpens, GuestChannel
 
 CLIENT_ID = UUID("8d6f0c5e-3b1a-4c52-9c0e-2f7a5d1b6e90")
@@ -97,6 +98,8 @@ class VmbusClient(anyio.AsyncContextManagerMixin):
         """Interrupt page and monitor pages."""
         self._gpadls = ClientGpadls(self._link, self.pages)
         self._opens = ClientOpens(self._link, self._gpadls, self.pages)
+        self.for_others = ForOthers(self._link, self._gpadls)
+        """Channels that are opened on behalf of somebody else, as a relay does."""
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncIterator[Self]:
@@ -122,6 +125,21 @@ class VmbusClient(anyio.AsyncContextManagerMixin):
     def features(self) -> FeatureFlags:
         """The features that were agreed on."""
         return self._agreed().features
+
+    @property
+    def connection_id(self) -> int:
+        """The connection that its messages go to."""
+        return self._agreed().connection_id
+
+    @property
+    def redirects(self) -> bool:
+        """Interrupts of channels that it opens go to the server's redirect SINT unless told, as a paravisor's do."""
+        return self._redirects and bool(self.features & FeatureFlags.CHANNEL_INTERRUPT_REDIRECTION)
+
+    @property
+    def monitor_pages(self) -> MonitorPages | None:
+        """The monitor pages that the host uses for this connection."""
+        return self._machine.monitor_pages
 
     @property
     def offers(self) -> dict[int, OfferChannel]:
@@ -152,6 +170,13 @@ class VmbusClient(anyio.AsyncContextManagerMixin):
         """Each offer that is there, then each that comes; those that are rescinded meanwhile are left out."""
         return NewOffers(self._link)
 
+    async def wait_change(self, seen: int) -> int:
+        """Wait until `offers` have changed since change number `seen`, and return the last number; they count from 0.
+
+        `ConnectionFailed` when the connection ends.
+        """
+        return await self._link.next_change(seen)
+
     # channels
 
     async def open(
@@ -172,8 +197,7 @@ class VmbusClient(anyio.AsyncContextManagerMixin):
         target = self._target(target_vp)
         await self._link.posts.wait_room()
         self._check_offered(offer)
-        may_redirect = bool(self.features & FeatureFlags.CHANNEL_INTERRUPT_REDIRECTION)
-        wanted = self._redirects and may_redirect if redirect is None else redirect
+        wanted = self.redirects if redirect is None else redirect
         return await self._opens.open(offer, ring_pages, target, user_data, wanted)
 
     async def close(self, channel: GuestChannel) -> None:
@@ -210,8 +234,9 @@ class VmbusClient(anyio.AsyncContextManagerMixin):
         """Let the host use memory: these page numbers, or so many new pages, zeroed. At most 8190 pages."""
         await self._link.posts.wait_room()
         if isinstance(pages, int):
-            return await self._gpadls.create(channel.channel_id, self.pages.allocate(pages), is_allocated=True)
-        return await self._gpadls.create(channel.channel_id, tuple(pages), is_allocated=False)
+            new = whole_pages(self.pages.allocate(pages))
+            return await self._gpadls.create(channel.channel_id, new, is_allocated=True)
+        return await self._gpadls.create(channel.channel_id, whole_pages(pages), is_allocated=False)
 
     async def teardown_gpadl(self, gpadl: GuestGpadl) -> None:
         """Take memory back; pages that `create_gpadl` allocated are freed. Idempotent."""

@@ -42,14 +42,17 @@ class ChannelBitmap:
 
 
 class ChannelPorts:
-    """The event ports of one open channel. The guest's signals ring `doorbell`, `interrupt` signals the guest."""
+    """The event ports of one open channel. The guest's signals ring `doorbell`, `interrupt` signals the guest.
+
+    A relayed channel whose ends signal each other directly has none: nobody rings, and `interrupt` signals nobody.
+    """
 
     __slots__ = ("_guest_port", "_handle", "channel_id", "doorbell", "interrupt")
 
     def __init__(
         self,
         channel_id: int,
-        handle: PortHandle,
+        handle: PortHandle | None,
         guest_port: GuestEventPort | None,
         doorbell: Doorbell,
         interrupt: Interrupt,
@@ -67,7 +70,8 @@ class ChannelPorts:
 
     def close(self, reason: str) -> None:
         """The channel is closed: no more signals in either direction."""
-        self._handle.close()
+        if self._handle is not None:
+            self._handle.close()
         if self._guest_port is not None:
             self._guest_port.close()
         self.doorbell.close(reason)
@@ -105,9 +109,12 @@ class ServerPorts:
 
     async def create(self, offer_id: int, channel_id: int, params: OpenParams, doorbell: Doorbell) -> None:
         """Make the ports of a channel, all or none. `HostError` or `ValueError` when one cannot be had."""
-        config = self._config
-        monitor = None if params.monitor_id is None else MonitorInfo(params.monitor_id)
-        handle = await self._access.add_event_port(params.connection_id, config.message_vtl, doorbell, monitor)
+        if params.is_direct:
+            self._ports[offer_id] = ChannelPorts(channel_id, None, None, doorbell, Interrupt.null())
+            return
+        monitor = None if params.monitor_id is None else MonitorInfo(params.monitor_id, params.monitor_latency)
+        # Also of a server that redirects its messages: with a paravisor's guest below it speaks directly.
+        handle = await self._access.add_event_port(params.connection_id, self._config.vtl, doorbell, monitor)
         try:
             guest_port, interrupt = await self._towards_guest(channel_id, params)
         except BaseException:

@@ -24,9 +24,9 @@ import anyio.abc
 import msgspec
 import structlog
 
-from broker.access import MonitorPageGpas, PortHandle, SynicPortAccess, Turns, Wakeup
-from broker.errors import HostError, MemoryAccessError, OfferRefused, PartitionClosed
-from broker.hvdef import PAGE_SIZE, HvStatus
+from broker.access import PortHandle, SynicPortAccess, Turns, Wakeup
+from broker.errors import HostError, OfferRefused, PartitionClosed
+from broker.hvdef import HvStatus
 from broker.memory import GuestMemory
 from broker.trace import NO_CONTEXT, Context, Trace
 
@@ -36,7 +36,7 @@ from ..core.server import effects as do
 from ..core.server.offer_params import OfferParams
 from ..core.server.state import ServerConfig
 from ..protocol.hvsock import TlConnectRequest
-from ..protocol.message import ConnectionState
+from .backend import ConnectionBackend, OuterHost
 from .devices import ServerDevices
 from .offer import ServerOffer
 from .posts import ServerPosts
@@ -111,6 +111,7 @@ class VmbusServer(anyio.AsyncContextManagerMixin):
         self._listener = hvsock_listener
         self._forward = forward
         self._assigns_monitors = access.monitor_support is not None if assigns_monitors is None else assigns_monitors
+        self._outer: OuterHost | None = None
         self._incoming: deque[_Incoming] = deque()
         self._effects: deque[tuple[do.Effect, Context]] = deque()
         self._is_resetting = False
@@ -123,6 +124,7 @@ class VmbusServer(anyio.AsyncContextManagerMixin):
         self._is_open = self._was_opened = False
         self._posts: ServerPosts
         self._devices: ServerDevices
+        self._backend: ConnectionBackend
         self._turns: Turns
         self._trace: Trace | None = None
         self._work: Wakeup
@@ -161,6 +163,7 @@ class VmbusServer(anyio.AsyncContextManagerMixin):
         self._work, self._reset_done = (turns.wakeup((kind, 0)) for kind in ("vmbus work", "vmbus reset"))
         self._posts = ServerPosts(access, config, turns, trace, self._work.notify)
         self._devices = ServerDevices(access, config, turns, self)
+        self._backend = ConnectionBackend(access, config, self.memory, self._posts, self._devices.ports)
         if self._is_running:
             self._posts.start()
         self._is_open = self._was_opened = True
@@ -203,7 +206,7 @@ class VmbusServer(anyio.AsyncContextManagerMixin):
         """See `Bus.offer`."""
         if not self._is_open:
             raise OfferRefused("the VMBus server is not running; offer within its `async with` block")
-        if not self._assigns_monitors:  # an ID that nobody looks at would swallow the guest's signals
+        if not self._assigns_monitors or self._outer is not None:  # an ID that nobody looks at would swallow signals
             params = msgspec.structs.replace(params, monitor_latency=None)
         offer_id, effects = self.machine.offer(params)
         self._devices.add(offer_id, requests)
@@ -218,6 +221,16 @@ class VmbusServer(anyio.AsyncContextManagerMixin):
         self._effects.extend((effect, context) for effect in effects)
         if self._effects:
             self._work.notify()
+
+    # for a relay
+
+    async def relay_for(self, outer: OuterHost | None) -> None:
+        """Let this host set up connections from now on, or none again. What a connection uses already goes over to it:
+        `HostError` when it cannot take it, and then nothing has changed."""
+        connection = self.machine.state.connection
+        if outer is not None and connection.is_connected:
+            await outer.set_monitor_pages(connection.monitor_pages)
+        self._outer = outer
 
     # for the host
 
@@ -361,42 +374,23 @@ class VmbusServer(anyio.AsyncContextManagerMixin):
                 tell_change(self._trace, effect)
 
     async def _modify_connection(self, effect: do.ModifyConnection) -> None:
-        """Set up what a connection uses of the partition, or take it back (version None)."""
-        status, host_pages = ConnectionState.SUCCESSFUL, None
-        await self._posts.aim(effect.target_vp)
-        ports = self._devices.ports
-        try:
-            ports.drop_bitmap()
-            if effect.interrupt_page is not None:
-                await ports.use_bitmap(self.memory.view(effect.interrupt_page, PAGE_SIZE))
-            host_pages = await self._set_monitor_pages(effect)
-        except (MemoryAccessError, HostError, ValueError) as error:
-            if isinstance(error, PartitionClosed):
-                raise
-            _log.info("connection_refused", reason=str(error))
-            status = ConnectionState.FAILED_UNKNOWN_FAILURE
-        self.run(self.machine.connection_modified(status, host_pages))
-
-    async def _set_monitor_pages(self, effect: do.ModifyConnection) -> do.MonitorPages | None:
-        monitor = self._access.monitor_support
-        if monitor is None:
-            return None
-        if effect.allocate:
-            own = await monitor.allocate_monitor_page(self.config.vtl)
-            if own is not None:
-                return do.MonitorPages(own.parent_to_child, own.child_to_parent)
-        pages = effect.monitor_pages
-        given = None if pages is None else MonitorPageGpas(pages.parent_to_child, pages.child_to_parent)
-        await monitor.set_monitor_page(self.config.vtl, given)
-        return None
+        outer = self._outer
+        if outer is not None and effect.version is not None and not outer.supports(effect.version):
+            await self._posts.aim(effect.target_vp)
+            self.run(self.machine.connection_modified(supported=False))
+            return
+        features = None if outer is None else outer.features
+        status, host_pages = await self._backend.modify(effect, outer)
+        self.run(self.machine.connection_modified(status, host_pages, features=features))
 
     async def _connect_hvsock(self, begin: Callable[[], Awaitable[None]], effect: do.ConnectHvsock) -> None:
         request: TlConnectRequest = effect.request
         accepted = False
         await begin()
-        if self._listener is not None:
+        listeners = [self._listener, None if self._outer is None else self._outer.connect_hvsock]
+        for listener in filter(None, listeners):
             try:
-                accepted = await self._listener(request.service_id, request.endpoint_id, effect.silo_id)
+                accepted = accepted or await listener(request.service_id, request.endpoint_id, effect.silo_id)
             except Exception as error:
                 _log.error("hvsock_listener_failed", service=str(request.service_id), exc_info=error)
         self.run(self.machine.hvsock_connected(request, accepted=accepted))

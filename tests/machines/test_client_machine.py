@@ -271,6 +271,27 @@ def test_event_flags_are_freed_by_close_failure_and_rescind() -> None:
     assert guest.machine.channel(4).event_flag == 1  # type: ignore[union-attr]
 
 
+def test_a_channel_that_others_signal_over_takes_none_of_the_clients_event_flags() -> None:
+    guest = connected(Version.COPPER, 0x3, offer(1), offer(2), offer(3))
+    guest.open(2)
+    for flag, connection_id in ((1, 0x2345), (0xFFFF, 0xFFFF_FFFF), (0, 0)):
+        request = OpenRequest(7, 2, event_flag=flag, connection_id=connection_id, is_direct=True)
+        message = guest.open(1, request)
+        assert isinstance(message, OpenChannel2)
+        assert (message.event_flag, message.connection_id, message.flags) == (flag, connection_id, 0)
+        guest.open(3)
+        assert guest.machine.channel(3).event_flag == 2  # type: ignore[union-attr]
+        for channel_id in (1, 3):
+            assert guest.step(guest.machine.close, channel_id) == [CloseChannel(channel_id)]
+    too_large = OpenRequest(7, 2, event_flag=0x1_0000, connection_id=1, is_direct=True)
+    with pytest.raises(ValueError, match=r"event_flag|65535|short|range"):
+        guest.machine.open(1, too_large)
+    guest.machine.check()
+    without = connected(Version.COPPER, 0x4)
+    with pytest.raises(ValueError, match="with feature 0x1"):
+        without.machine.open(1, OpenRequest(7, 2, event_flag=1, connection_id=1, is_direct=True))
+
+
 def test_what_is_asked_without_its_feature_is_refused() -> None:
     guest = connected(Version.COPPER, 0x4)
     for request in (

@@ -51,6 +51,9 @@ class OpenRequest(msgspec.Struct, frozen=True):
     """What the host is to set (feature 0x1). None: with the feature the lowest free flag, else the channel ID."""
     connection_id: int | None = None
     """What the guest will signal (feature 0x1). None: the connection that the offer names, unique as it is."""
+    is_direct: bool = False
+    """Event flag and connection ID, both given, are somebody else's, as of a guest that is relayed to: the flag is none of
+    this client's, and not looked at here."""
 
 
 class ClientChannels:
@@ -148,11 +151,12 @@ class ClientChannels:
             return
         if channel.state is not ChannelState.OFFERED:
             raise HostError(f"channel {channel_id:#x} is {channel.state.value}; close it before it is opened again")
+        chooses = features & FeatureFlags.GUEST_SPECIFIED_SIGNAL_PARAMETERS
         flag = self._choose_flag(channel, request, features)
         signals = request.connection_id if request.connection_id is not None else channel.offer.connection_id
         self._out.send(_open_message(channel_id, request, features, flag, signals))
-        channel.has_own_flag = bool(features & FeatureFlags.GUEST_SPECIFIED_SIGNAL_PARAMETERS)
-        channel.event_flag, channel.connection_id = flag, signals
+        channel.has_own_flag = bool(chooses) and not request.is_direct
+        channel.event_flag, channel.connection_id = channel_id if request.is_direct else flag, signals
         if channel.has_own_flag:
             self.flags.take(flag)
         self._step(channel, Step.OPEN)
@@ -290,6 +294,8 @@ class ClientChannels:
             return channel.offer.channel_id
         if request.event_flag is None:
             return self.flags.lowest_free()
+        if request.is_direct:
+            return request.event_flag
         if not 1 <= request.event_flag <= MAX_CHANNELS or request.event_flag in self.flags:
             raise ValueError(f"event flag {request.event_flag} is none of the free ones from 1 to {MAX_CHANNELS}")
         return request.event_flag

@@ -131,6 +131,7 @@ class ChannelMachine:
             return
         if before is _S.REOFFERED:
             self._gpadls.release(channel)
+            self._state.channels.assign_monitor(channel)  # what it had was its predecessor's
             self._state.set_channel(channel, _S.CLOSED)
             self._offers.send_offer(channel)
         else:
@@ -250,12 +251,14 @@ class ChannelMachine:
         self._state.complain("device_answer_unexpected", f"a device ended the {what} of {where}")
 
     def _params(self, channel: Channel, **values: object) -> OpenParams:
-        state = self._state
-        target_vp = values["target_vp"]
-        has_monitor = target_vp is not None and state.connection.monitor_pages is not None
-        flags = self._offers.offered_flags(channel.params)
+        connection, offered = self._state.connection, channel.params
+        has_monitor = values["target_vp"] is not None and connection.monitor_pages is not None
+        is_relayed = offered.relayed
+        flags = self._offers.offered_flags(offered)
         return OpenParams(
-            monitor_id=channel.monitor_id if has_monitor else None,
+            monitor_id=channel.monitor_id if has_monitor and not is_relayed else None,
+            monitor_latency=offered.monitor_latency or 0,
+            is_direct=is_relayed and connection.version >= Version.WIN8 and not values.get("redirect"),
             confidential_ring=bool(flags & OfferFlags.CONFIDENTIAL_RING),
             confidential_external_memory=bool(flags & OfferFlags.CONFIDENTIAL_EXTERNAL_MEMORY),
             **values,  # type: ignore[arg-type]

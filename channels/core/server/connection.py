@@ -116,7 +116,14 @@ class ConnectionMachine:
 
     # from the host
 
-    def modified(self, status: ConnectionState, host_pages: MonitorPages | None, *, supported: bool) -> None:
+    def modified(
+        self,
+        status: ConnectionState,
+        host_pages: MonitorPages | None,
+        *,
+        supported: bool,
+        features: FeatureFlags | None = None,
+    ) -> None:
         """The backend has done, or refused, what `ModifyConnection` asked for."""
         state, connection = self._state, self._state.connection
         if not state.backend:
@@ -124,6 +131,8 @@ class ConnectionMachine:
             return
         purpose = state.backend.popleft()
         if purpose == "connect":
+            if features is not None:
+                connection.features &= features
             self._connected(status, host_pages, supported)
         elif purpose == "modify":
             if connection.is_connected and connection.modifying:

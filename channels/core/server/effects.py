@@ -109,6 +109,11 @@ class OpenParams(msgspec.Struct, frozen=True):
     monitor_id: int | None = None
     confidential_ring: bool = False
     confidential_external_memory: bool = False
+    monitor_latency: int = 0
+    """How late a signal by the monitor page may be noticed, in ticks of 100 ns."""
+    is_direct: bool = False
+    """Of a relayed offer: guest and outer host signal each other by connection ID and event flag, without this server.
+    False for channel-bitmap guests and for redirected interrupts: those signals pass through."""
 
 
 class CreatePorts(Effect, frozen=True):

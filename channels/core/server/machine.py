@@ -22,7 +22,7 @@ from ...protocol.message import STATUS_CONNECTION_REFUSED, STATUS_SUCCESS, Chann
 from ...protocol.offer import RelidReleased, RequestOffers
 from ...protocol.open import CloseChannel, CloseReservedChannel, ModifyChannel, OpenChannel, OpenReservedChannel
 from ...protocol.parse import Sender, parse_message
-from ...protocol.versions import Version
+from ...protocol.versions import FeatureFlags, Version
 from ...protocol.wire import NO_GUID
 from . import saved
 from .channels import ChannelMachine
@@ -172,9 +172,11 @@ class ServerMachine:
         host_pages: MonitorPages | None = None,
         *,
         supported: bool = True,
+        features: FeatureFlags | None = None,
     ) -> list[Effect]:
-        """The answer to the oldest `ModifyConnection`. `host_pages`: monitor pages that the host has allocated."""
-        self._connection.modified(status, host_pages, supported=supported)
+        """The answer to the oldest `ModifyConnection`. `host_pages`: monitor pages that the host has allocated.
+        `features`: the most that a connection which begins may agree on, where a relay's outer host has a say in it."""
+        self._connection.modified(status, host_pages, supported=supported, features=features)
         return self._take()
 
     def reset(self) -> list[Effect]:

@@ -155,13 +155,19 @@ class ChannelTable:
         if channel_id > MAX_CHANNELS:
             raise HostError("all channel IDs are taken until the guest releases one")
         self.take_id(channel, channel_id)
+        self.assign_monitor(channel)
+        return channel_id
+
+    def assign_monitor(self, channel: Channel) -> None:
+        """Give it the monitor ID that it brings, or one if it wants one and there is one; what it had before is free."""
+        self._free_monitor(channel)
         if channel.params.monitor_id is not None:
             channel.monitor_id = channel.params.monitor_id
         elif channel.params.monitor_latency is not None:
-            lowest = (~self.monitor_ids & (self.monitor_ids + 1)).bit_length() - 1
+            taken = self.monitor_ids | self._brought_monitors()
+            lowest = (~taken & (taken + 1)).bit_length() - 1
             if lowest < MONITOR_COUNT:
                 self.take_monitor(channel, lowest)
-        return channel_id
 
     def take_id(self, channel: Channel, channel_id: int) -> None:
         """Give it this channel ID, which is free."""
@@ -184,13 +190,24 @@ class ChannelTable:
             self._ids &= ~(1 << channel.channel_id)
             del self.by_channel_id[channel.channel_id]
             channel.channel_id = None
-        if channel.monitor_id is not None and channel.owns_monitor:
-            self.monitor_ids &= ~(1 << channel.monitor_id)
-        channel.monitor_id, channel.owns_monitor = None, False
+        self._free_monitor(channel)
 
     def sorted(self, channels: Iterable[Channel]) -> list[Channel]:
         """In the order in which a guest is told of them."""
         return sorted(channels, key=self._sort_key)
+
+    def _free_monitor(self, channel: Channel) -> None:
+        if channel.monitor_id is not None and channel.owns_monitor:
+            self.monitor_ids &= ~(1 << channel.monitor_id)
+        channel.monitor_id, channel.owns_monitor = None, False
+
+    def _brought_monitors(self) -> int:
+        """Bitmap of the monitor IDs that devices have brought along."""
+        bits = 0
+        for channel in self.by_channel_id.values():
+            if channel.monitor_id is not None and not channel.owns_monitor:
+                bits |= 1 << channel.monitor_id
+        return bits
 
     def _sort_key(self, channel: Channel) -> tuple[object, ...]:
         params = channel.params
