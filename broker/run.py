@@ -165,7 +165,7 @@ async def play(
                 report.ticks = partition.clock.now()
     except Exception as error:
         first = first_of(error)
-        expected = (ScenarioFailed, BrokerError, *_STREAM_ERRORS) if faults else (ScenarioFailed,)
+        expected = (ScenarioFailed, BrokerError, OSError, *_STREAM_ERRORS) if faults else (ScenarioFailed,)
         if not isinstance(first, expected):
             raise first from first.__cause__
         report.failure = str(first) or str(first.__cause__ or type(first).__name__)

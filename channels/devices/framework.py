@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from types import TracebackType
 
 import anyio
@@ -68,6 +68,10 @@ class Device:
 
     def attached(self, turns: Turns) -> None:
         """Before the offer: where tasks wait that use this device."""
+        return
+
+    def detached(self) -> None:
+        """Nobody serves the device any more: whoever waits for a guest of it waits in vain."""
         return
 
     async def open(self, channel: DeviceChannel) -> None:
@@ -389,10 +393,11 @@ async def serve_devices(bus: Bus, *devices: Device) -> AsyncIterator[None]:
     """
     errors: list[BaseException] = []
     offers: list[_Offered] = []
-    async with anyio.create_task_group() as group:
+    async with AsyncExitStack() as attached, anyio.create_task_group() as group:
         try:
             for device in devices:
                 device.attached(bus.turns)
+                attached.callback(device.detached)
                 offered = _Offered(device, bus, device.offer, group, errors)
                 await offered.begin()
                 offers.append(offered)
@@ -442,7 +447,7 @@ class _Unwrapped:
         first: BaseException = ends if own is None and ends is not None else errors
         while isinstance(first, BaseExceptionGroup) and (own is None or len(first.exceptions) == 1):
             first = first.exceptions[0]
-        raise first from None
+        raise first from first.__cause__  # which says whose fault it is, where a pipe put it in words of its own
 
 
 _UNWRAPPED = _Unwrapped()

@@ -48,6 +48,11 @@ class SerialPort(Device):
         self._turns = turns
         self._changed = turns.wakeup(("serial", 0))
 
+    def detached(self) -> None:
+        """See `Device.detached`."""
+        self._turns = None
+        self._changed.notify()
+
     @property
     def is_connected(self) -> bool:
         """The guest has the port open, and the stream of this open has not ended."""
@@ -56,12 +61,10 @@ class SerialPort(Device):
     async def connected(self) -> BytePipe:
         """The stream, once the guest has opened the port. Do not keep it: when the guest closes, it is broken.
 
-        `HostError` for a port that nobody serves yet.
+        `HostError` for a port that nobody serves.
         """
-        if self._turns is None:
-            raise HostError("nobody serves this serial port yet; use it within the block of serve_devices")
         while self._pipe is None or not self.is_connected:
-            await self._changed.wait()
+            await self._wait_change()
         return self._pipe
 
     async def send(self, data: bytes) -> None:
@@ -81,6 +84,11 @@ class SerialPort(Device):
 
     async def serve(self, pipe: BytePipe) -> None:
         """What the port itself does with the stream: nothing."""
+
+    async def _wait_change(self) -> None:
+        if self._turns is None:
+            raise HostError("nobody serves this serial port; use it within the block of serve_devices")
+        await self._changed.wait()
 
 
 class SerialConsole(SerialPort):
@@ -109,12 +117,10 @@ class SerialConsole(SerialPort):
         """Wait until the guest writes these bytes, and return what it wrote up to their end since the last such wait.
 
         Bytes that are no longer kept are not looked at, and not returned. `ValueError` for more bytes than are kept, or
-        none; `HostError` for a port that nobody serves yet.
+        none; `HostError` for a port that nobody serves.
         """
         if not 1 <= len(words) <= self._capture:
             raise ValueError(f"this console can wait for 1 to {self._capture} bytes, not {len(words)}")
-        if self._turns is None:
-            await self.connected()  # which says so
         looked_at = self._seen
         while True:
             start = max(self._first, self._seen)
@@ -126,7 +132,7 @@ class SerialConsole(SerialPort):
                 self._seen = self._first + end
                 return output
             looked_at = max(looked_at, self._written - len(words) + 1)
-            await self._changed.wait()
+            await self._wait_change()
 
     async def serve(self, pipe: BytePipe) -> None:
         """Read until the guest says that no more will come, then hang up."""

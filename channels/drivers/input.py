@@ -92,7 +92,7 @@ class InputDriver(Driver, Generic[T]):
             self.versions = tuple(versions)
         self.version: int | None = None
         """What the host has accepted, None while there is no host to listen to."""
-        self.ended: str | None = None
+        self.end_reason: str | None = None
         """Why the driver has ended, None before."""
         self._depth = depth
         self._events: deque[T] = deque()
@@ -105,7 +105,7 @@ class InputDriver(Driver, Generic[T]):
         self._turns = turns
         self._came = turns.wakeup((f"{self.what}-events", 0))
         self._taken = turns.wakeup((f"{self.what}-room", 0))
-        self.ended = None
+        self.end_reason = None
         self._events.clear()
 
     async def wait_ready(self) -> None:
@@ -136,18 +136,21 @@ class InputDriver(Driver, Generic[T]):
 
     async def run(self, channel: GuestChannel) -> None:
         """Negotiate, then take events until the channel ends."""
-        reason = f"the {self.what}'s driver has ended"
         try:
             await self.drive(channel)
         except (HostError, PeerError) as error:
-            reason = str(error)
+            self.end_reason = str(error)
             raise
         except anyio.BrokenResourceError as error:
-            reason = str(error.__cause__ or reason)
+            self.end_reason = str(error.__cause__)
             raise
-        finally:
-            self.version, self.ended = None, reason
-            self._came.notify()
+
+    def ended(self) -> None:
+        """See `Driver.ended`: whoever waits for an event hears of it."""
+        self.version = None
+        if self.end_reason is None:
+            self.end_reason = f"the {self.what}'s driver has ended"
+        self._came.notify()
 
     async def drive(self, channel: GuestChannel) -> None:
         """The conversation."""
@@ -176,8 +179,8 @@ class InputDriver(Driver, Generic[T]):
             self._came.notify()
 
     def _check(self) -> None:
-        if self.ended is not None:
-            raise ChannelClosed(self.ended)
+        if self.end_reason is not None:
+            raise ChannelClosed(self.end_reason)
 
     def _check_attached(self) -> None:
         if self._turns is None:

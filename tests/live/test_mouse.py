@@ -200,7 +200,7 @@ async def test_a_button_or_a_wheel_that_cannot_be_is_refused_and_a_mouse_that_no
     for call in (mouse.press, mouse.release, mouse.click):
         with pytest.raises(ValueError, match="5 is not a valid MouseButton"):
             await call(5)  # type: ignore[arg-type]
-        with pytest.raises(HostError, match="nobody serves this mouse yet"):
+        with pytest.raises(HostError, match="nobody serves this mouse"):
             await call()
     for steps in (-32768, 32768):
         with pytest.raises(ValueError, match="up to 32767 steps"):

@@ -10,7 +10,8 @@ from broker.trace import AnyEvent, encode_event
 from channels.protocol import Version
 from channels.scenarios import Scenario, Settings, Stage, expect
 
-NAMES = ["hello", "echo", "subchannels", "reset_storm", "starved_guest"]
+DEVICES = ["hvsock", "disk", "network", "integration", "driver_test"]
+NAMES = ["hello", "echo", "subchannels", "reset_storm", "starved_guest", *DEVICES]
 VERSIONS = pytest.mark.parametrize("version", Version, ids=lambda version: version.label)
 
 
@@ -29,9 +30,9 @@ async def test_echo_brings_1000_packets_back_at_every_version(version: Version, 
 
 
 @VERSIONS
-@pytest.mark.parametrize("name", ["hello", "subchannels", "starved_guest"])
+@pytest.mark.parametrize("name", ["hello", "subchannels", "starved_guest", *DEVICES])
 async def test_the_other_scenarios_play_at_every_version(name: str, version: Version) -> None:
-    report = await run(name, Settings(version=version, packets=70), seed=1)
+    report = await run(name, Settings(version=version, packets=70, rounds=3), seed=1)
     assert report.failure is None
 
 

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Awaitable
 
 import anyio
+import anyio.lowlevel
 import pytest
 from structlog.testing import capture_logs
 
-from broker.errors import HostError, OfferRefused
-from channels.devices import DeviceChannel, RefuseOpen, serve_devices
+from broker import Partition
+from broker.errors import HostError, OfferRefused, ProtocolError
+from channels.devices import DeviceChannel, RefuseOpen, SerialConsole, serve_devices
+from channels.devices.input import KeyboardDevice, MouseDevice
+from channels.devices.integration import VssDevice
+from channels.pipe import MessagePipe
+from channels.server import VmbusServer
 
 from ..machines import wire
 from .hand_guest import PAGE, LateDevice, Noting, echoes, served
@@ -243,3 +250,49 @@ async def test_2047_channels_are_offered_opened_and_unloaded() -> None:
             assert device.take()[-1] == ("close",)
             device.offer.close_ended()
         await guest.expect(wire.UNLOAD_COMPLETE)
+
+
+async def test_who_waits_for_a_guest_hears_that_nobody_serves_the_device_any_more() -> None:
+    devices = SerialConsole(), KeyboardDevice(), MouseDevice(), VssDevice()
+    console, keyboard, mouse, vss = devices
+    heard = []
+
+    async def wait(call: Awaitable[object]) -> None:
+        with pytest.raises(HostError, match="nobody serves this") as raised:
+            await call
+        heard.append(str(raised.value))
+
+    async with (
+        Partition() as partition,
+        VmbusServer(partition.synic(), partition.memory) as server,
+        anyio.create_task_group() as group,
+        serve_devices(server, *devices),  # which ends first
+    ):
+        calls: tuple[Awaitable[object], ...] = (
+            console.connected(), console.wait_output(b"x"), keyboard.wait_ready(), keyboard.wait_leds(),
+            mouse.wait_ready(), vss.wait_ready(), vss.freeze(),
+        )  # fmt: skip
+        for call in calls:
+            group.start_soon(wait, call)
+        await anyio.wait_all_tasks_blocked()
+        assert not heard
+    assert len(heard) == len(calls)
+
+
+async def test_a_pipe_that_the_guest_breaks_within_a_task_group_of_the_device_ends_its_channel_alone() -> None:
+    class Grouped(Noting):
+        async def run(self, channel: DeviceChannel) -> None:
+            async with anyio.create_task_group() as group:
+                group.start_soon(anyio.sleep_forever)
+                await MessagePipe(channel).receive()
+
+    async with served() as (server, guest), serve_devices(server, Grouped()):
+        await guest.connect()
+        await guest.offers()
+        rings = await guest.open()
+        rings.send(b"\x09\0\0\0\0\0\0\0")  # no pipe packet has type 9
+        with capture_logs() as logs:
+            await guest.signal()
+            await guest.partition.turns.settled()
+    ends = [log["reason"] for log in logs if log["event"] == "channel_ended"]
+    assert ends == [str(ProtocolError("pipe header", 0, "a pipe packet type from 1 to 4", "0x9"))]

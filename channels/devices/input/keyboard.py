@@ -60,6 +60,11 @@ class KeyboardDevice(Device):
         self._queue.attach(turns)
         self._leds_changed = turns.wakeup(("keyboard-leds", 0))
 
+    def detached(self) -> None:
+        """See `Device.detached`."""
+        self._queue.detach()
+        self._leds_changed.notify()
+
     # for host tasks
 
     @property
@@ -100,10 +105,12 @@ class KeyboardDevice(Device):
 
     async def wait_leds(self, leds: Leds | None = None) -> Leds:
         """Wait until the lights are these; where none are named, until the guest next sets them."""
-        await self._queue.wait_ready()
         seen = self._leds_set
         while self._leds_set == seen if leds is None else self.leds != leds:
-            await self._leds_changed.wait()
+            if self.is_ready:
+                await self._leds_changed.wait()
+            else:
+                await self._queue.wait_ready()
         return self.leds
 
     # the channel

@@ -56,6 +56,10 @@ class MouseDevice(Device):
         """See `Device.attached`."""
         self._queue.attach(turns)
 
+    def detached(self) -> None:
+        """See `Device.detached`."""
+        self._queue.detach()
+
     # for host tasks
 
     @property

@@ -43,8 +43,13 @@ class InputQueue:
         self._changed = turns.wakeup((f"{self._what}-ready", 0))
         self._added = turns.wakeup((f"{self._what}-events", 0))
 
+    def detach(self) -> None:
+        """Nobody serves the device any more."""
+        self._turns = None
+        self._changed.notify()
+
     async def wait_ready(self) -> None:
-        """Wait until a guest listens. `HostError` for a device that nobody serves yet."""
+        """Wait until a guest listens. `HostError` for a device that nobody serves."""
         await self._wait_until(lambda: self.is_ready)
 
     async def wait_room(self, count: int) -> None:
@@ -89,9 +94,9 @@ class InputQueue:
             turns.leave()
 
     async def _wait_until(self, condition: Callable[[], bool]) -> None:
-        if self._turns is None:
-            raise HostError(f"nobody serves this {self._what} yet; use it within the block of serve_devices")
         while not condition():
+            if self._turns is None:
+                raise HostError(f"nobody serves this {self._what}; use it within the block of serve_devices")
             await self._changed.wait()
 
     def _has_room(self, count: int) -> bool:
