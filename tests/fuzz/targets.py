@@ -6,7 +6,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import NamedTuple
 
-from . import client, decoders, documents, rings, server
+from . import client, decoders, documents, inputs, integration, network, pairs_and_files, rings, server, storage
 
 DECODED = 1024
 """Bytes of an input that is decoded once: four channel messages."""
@@ -76,12 +76,92 @@ TARGETS = {
             ("channels.protocol.packet:parse_pipe",),
         ),
         Target(
+            "integration-message",
+            "a message of an integration component, and its body by its type",
+            integration.message,
+            integration.message_seeds,
+            PAGES,
+            tuple(f"channels.protocol.integration.common:{name}" for name in ("parse_ic", "parse_negotiate")),
+        ),
+        Target(
+            "integration-text",
+            "a text in an area",
+            pairs_and_files.text,
+            pairs_and_files.text_seeds,
+            DECODED,
+            ("channels.protocol.integration.text:parse_text",),
+        ),
+        Target(
+            "key-value-pair",
+            "a body about a key",
+            pairs_and_files.pair,
+            pairs_and_files.pair_seeds,
+            PAGES,
+            ("channels.protocol.integration.kvp:parse_record",),
+        ),
+        Target(
+            "ip-information-text",
+            "an adapter's addresses as texts",
+            pairs_and_files.ip_text,
+            pairs_and_files.ip_text_seeds,
+            pairs_and_files.LONGEST,
+            ("channels.protocol.integration.kvp_ip:parse_ip_text",),
+        ),
+        Target(
+            "ip-information-binary",
+            "an adapter's addresses in binary",
+            pairs_and_files.ip_binary,
+            pairs_and_files.ip_binary_seeds,
+            pairs_and_files.LONGEST,
+            ("channels.protocol.integration.kvp_ip:parse_ip_binary",),
+        ),
+        Target(
+            "file-copy",
+            "a body of a file copy",
+            pairs_and_files.file_copy,
+            pairs_and_files.file_copy_seeds,
+            pairs_and_files.LONGEST,
+            tuple(f"channels.protocol.integration.file_copy:{name}" for name in ("parse_start", "parse_write")),
+        ),
+        Target(
+            "snapshot",
+            "a body of a snapshot",
+            pairs_and_files.snapshot,
+            pairs_and_files.snapshot_seeds,
+            DECODED,
+            ("channels.protocol.wire:unpack",),
+        ),
+        Target(
             "synic-structures",
             "message slots, timer payloads, hypercall inputs",
             decoders.synic_structures,
             decoders.synic_structure_seeds,
             DECODED,
             ("broker.hvdef.message:unpack", "broker.hvdef.hypercall:unpack"),
+        ),
+        Target(
+            "keyboard",
+            "a message of the keyboard, from either side",
+            inputs.keyboard,
+            inputs.keyboard_seeds,
+            DECODED,
+            tuple(f"channels.protocol.input.keyboard:parse_keyboard_{side}" for side in ("guest", "host")),
+        ),
+        Target(
+            "mouse",
+            "a message of the mouse, from either side",
+            inputs.mouse,
+            inputs.mouse_seeds,
+            DECODED,
+            tuple(f"channels.protocol.input.mouse:parse_mouse_{side}" for side in ("guest", "host")),
+        ),
+        Target(
+            "hid-report",
+            "a report descriptor, and reports that it lays out",
+            inputs.hid_report,
+            inputs.hid_report_seeds,
+            DECODED,
+            ("channels.protocol.input.hid:parse_report_descriptor",),
         ),
         Target(
             "explain",
@@ -186,6 +266,84 @@ TARGETS = {
             rings.scattered_seeds,
             PAGES,
             (),
+        ),
+        Target(
+            "storage-command",
+            "a SCSI command as each kind",
+            storage.storage_command,
+            storage.storage_command_seeds,
+            DECODED,
+            ("channels.protocol.storage.cdb:unpack",),
+        ),
+        Target(
+            "storage-data",
+            "what a disk tells, or is told",
+            storage.storage_data,
+            storage.storage_data_seeds,
+            DECODED,
+            (
+                *(f"channels.protocol.storage.inquiry:parse_{name}" for name in ("block_limits", "inquiry", "page")),
+                *(
+                    f"channels.protocol.storage.parameters:parse_{name}"
+                    for name in ("capacity", "luns", "mode", "unmap")
+                ),
+                "channels.protocol.storage.sense:parse_sense",
+                "channels.protocol.storage.srb:parse_srb",
+            ),
+        ),
+        Target(
+            "storage-guest",
+            "a guest that negotiates, and one request to a disk",
+            storage.storage_guest,
+            storage.storage_guest_seeds,
+            DECODED,
+            ("channels.protocol.storage.srb:parse_srb", "channels.protocol.storage.cdb:unpack"),
+        ),
+        Target(
+            "network-nvsp",
+            "an NVSP message from either side, and a host's table in it",
+            network.nvsp_message,
+            network.nvsp_message_seeds,
+            DECODED,
+            tuple(f"channels.protocol.network.nvsp:{name}" for name in ("parse_from_guest", "parse_from_host")),
+        ),
+        Target(
+            "network-ranges",
+            "the ranges of a packet to the guest",
+            network.receive_ranges,
+            network.receive_ranges_seeds,
+            DECODED,
+            ("channels.protocol.network.nvsp:parse_receive",),
+        ),
+        Target(
+            "network-rndis",
+            "an RNDIS control message from either side, and its information",
+            network.rndis_control,
+            network.rndis_control_seeds,
+            DECODED,
+            tuple(
+                f"channels.protocol.network.rndis:{name}"
+                for name in ("parse_control_from_guest", "parse_control_from_host")
+            ),
+        ),
+        Target(
+            "network-frames",
+            "Ethernet frames in RNDIS data messages",
+            network.frames,
+            network.frames_seeds,
+            DECODED,
+            ("channels.protocol.network.frames:parse_frames",),
+        ),
+        Target(
+            "network-oids",
+            "structures of OIDs: receive scale, offload",
+            network.oid_structures,
+            network.oid_structures_seeds,
+            DECODED,
+            tuple(
+                f"channels.protocol.network.oids:{name}"
+                for name in ("parse_rss_capabilities", "parse_rss_table", "parse_wants_offload")
+            ),
         ),
         Target("ring-pages", "a ring over pages that a guest names", rings.pages, rings.pages_seeds, DECODED, ()),
     )

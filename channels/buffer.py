@@ -1,0 +1,68 @@
+"""`GuestBuffer`: bytes of guest memory that lie in pages which need not be adjacent, addressed as if they were.
+
+It will: read and write at any offset, at the cost of one slice where the pages are adjacent. It will not: copy what it
+need not, or know who else writes there: what was read is a copy and stays as it is.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from itertools import accumulate
+
+from broker.memory import GuestMemory
+
+from .protocol.gparange import GpaRange
+
+
+class GuestBuffer:
+    """See the module. `MemoryAccessError` for a range that is not all inside guest memory.
+
+    Offsets and sizes are the caller's to check: they are inside the buffer.
+    """
+
+    __slots__ = ("_flat", "_starts", "_views", "size")
+
+    def __init__(self, memory: GuestMemory, ranges: Iterable[GpaRange]) -> None:
+        pieces = _joined(piece for part in ranges for piece in part.pieces())
+        self._views = [memory.view(gpa, size) for gpa, size in pieces]
+        self._starts = list(accumulate((size for _, size in pieces[:-1]), initial=0))
+        self._flat = self._views[0] if len(self._views) == 1 else None
+        self.size = sum(size for _, size in pieces)
+        """Bytes."""
+
+    def read(self, offset: int, size: int) -> bytes:
+        """A copy of `size` bytes."""
+        if self._flat is not None:
+            return self._flat[offset : offset + size].tobytes()
+        return b"".join(self._spans(offset, size))
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Store `data`."""
+        if self._flat is not None:
+            self._flat[offset : offset + len(data)] = data
+            return
+        done = 0
+        for span in self._spans(offset, len(data)):
+            span[:] = data[done : done + len(span)]
+            done += len(span)
+
+    def _spans(self, offset: int, size: int) -> Iterator[memoryview]:
+        index = bisect_right(self._starts, offset) - 1
+        inside = offset - self._starts[index]
+        while size:
+            span = self._views[index][inside : inside + size]
+            yield span
+            size -= len(span)
+            index, inside = index + 1, 0
+
+
+def _joined(pieces: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """(GPA, bytes) with adjacent ones made one."""
+    found: list[tuple[int, int]] = []
+    for gpa, size in pieces:
+        if found and found[-1][0] + found[-1][1] == gpa:
+            found[-1] = (found[-1][0], found[-1][1] + size)
+        else:
+            found.append((gpa, size))
+    return found
