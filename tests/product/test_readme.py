@@ -33,7 +33,7 @@ def test_its_two_commands_need_nothing_but_python_and_end_in_the_main_job_and_in
     assert ".venv/bin/pytest" in command("test")
 
 
-EXAMPLES = re.findall(r"```python\n(.+?)```", README, re.DOTALL)
+EXAMPLES = re.findall(r"(?<!<!-- pytest -->\n)```python\n(.+?)```", README, re.DOTALL)
 PREAMBLE = """\
 from uuid import UUID
 import anyio
