@@ -18,8 +18,8 @@ device's own: its offer is revoked, and the block that serves it ends with the e
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from types import TracebackType
 
 import anyio
@@ -393,11 +393,9 @@ async def serve_devices(bus: Bus, *devices: Device) -> AsyncIterator[None]:
     """
     errors: list[BaseException] = []
     offers: list[_Offered] = []
-    async with AsyncExitStack() as attached, anyio.create_task_group() as group:
+    async with _attached(devices, bus.turns), anyio.create_task_group() as group:
         try:
             for device in devices:
-                device.attached(bus.turns)
-                attached.callback(device.detached)
                 offered = _Offered(device, bus, device.offer, group, errors)
                 await offered.begin()
                 offers.append(offered)
@@ -412,6 +410,18 @@ async def serve_devices(bus: Bus, *devices: Device) -> AsyncIterator[None]:
             group.cancel_scope.cancel()
     if errors:
         raise errors[0]
+
+
+@asynccontextmanager
+async def _attached(devices: Sequence[Device], turns: Turns) -> AsyncIterator[None]:
+    """While the block lasts somebody serves these, or tries to."""
+    for device in devices:
+        device.attached(turns)
+    try:
+        yield
+    finally:
+        for device in devices:
+            device.detached()
 
 
 def _end_of_channel(error: BaseException) -> ChannelClosed | PeerError | None:
