@@ -3,8 +3,9 @@
 `integration`, `storage`, `network` and `input` have rooms of their own; `channels.drivers` has the guest's side of each.
 """
 
+from .device import Device, DeviceChannel, RefuseOpen
 from .echo import EchoDevice
-from .framework import Device, DeviceChannel, RefuseOpen, serve_devices
+from .framework import serve_devices
 from .serial import SerialConsole, SerialPort
 
 __all__ = ["Device", "DeviceChannel", "EchoDevice", "RefuseOpen", "SerialConsole", "SerialPort", "serve_devices"]

@@ -6,7 +6,7 @@ from uuid import UUID
 
 from ..core.server.offer_params import OfferParams
 from ..protocol.packet import COMPLETION_REQUESTED, PacketType
-from .framework import Device, DeviceChannel
+from .device import Device, DeviceChannel
 
 ECHO_INTERFACE = UUID("6ec80000-0000-4000-8000-000000000000")
 """The class of echo devices. It is this project's own; no guest knows it by itself."""

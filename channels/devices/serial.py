@@ -23,7 +23,7 @@ from ..core.server.offer_params import OfferParams
 from ..pipe import BytePipe
 from ..protocol.ids import SERIAL
 from ..protocol.offer import PipeType
-from .framework import Device, DeviceChannel
+from .device import Device, DeviceChannel
 
 COM1_INSTANCE = UUID("700df40e-b947-4776-b839-d1b0a35af034")
 CAPTURE_SIZE = 65536

@@ -7,7 +7,7 @@ import contextlib
 from broker.errors import OfferRefused, RingCorrupt
 
 from ..bus import Bus, OfferParams
-from ..devices.framework import Device, DeviceChannel, RefuseOpen, serve_devices
+from ..devices import Device, DeviceChannel, RefuseOpen, serve_devices
 from .listener import HvsockListener
 from .stream import Address, HvsockStream
 

@@ -38,7 +38,7 @@ from ...protocol.input.keyboard import (
 )
 from ...protocol.input.scancodes import LEFT_SHIFT, STROKES
 from ...protocol.packet import PacketType
-from ..framework import Device, DeviceChannel
+from ..device import Device, DeviceChannel
 from .queue import QUEUE_DEPTH, InputQueue
 
 

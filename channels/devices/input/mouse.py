@@ -38,7 +38,7 @@ from ...protocol.input.mouse import (
     MouseResponse,
     parse_mouse_guest,
 )
-from ..framework import Device, DeviceChannel
+from ..device import Device, DeviceChannel
 from .queue import QUEUE_DEPTH, InputQueue
 
 

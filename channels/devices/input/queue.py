@@ -14,7 +14,7 @@ import anyio
 from broker.access import Turns, Wakeup
 from broker.errors import HostError
 
-from ..framework import DeviceChannel
+from ..device import DeviceChannel
 
 QUEUE_DEPTH = 64
 """Events that wait for a guest that does not read, beyond those that its ring takes."""

@@ -46,7 +46,7 @@ from ...protocol.integration.common import (
     parse_ic,
     parse_negotiate,
 )
-from ..framework import Device, DeviceChannel
+from ..device import Device, DeviceChannel
 
 _log = structlog.get_logger("channels")
 

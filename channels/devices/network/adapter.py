@@ -23,7 +23,7 @@ from ...protocol.ids import NETWORK
 from ...protocol.network.frames import ADDRESS_SIZE, Frame
 from ...protocol.network.nvsp import NvspVersion
 from ...protocol.network.oids import Oid
-from ..framework import Device, DeviceChannel
+from ..device import Device, DeviceChannel
 from .backends.backend import NetworkBackend
 from .lane import Lane
 from .session import Session

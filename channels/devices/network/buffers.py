@@ -12,7 +12,7 @@ from broker.errors import MemoryAccessError, ProtocolError
 
 from ...buffer import GuestBuffer
 from ...protocol.network.nvsp import SECTION_SIZE
-from ..framework import DeviceChannel
+from ..device import DeviceChannel
 
 RECEIVE_OVERHEAD = 256
 """Bytes of a suballocation beside the frame: the header of an RNDIS message and per-packet information."""

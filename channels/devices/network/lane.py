@@ -29,7 +29,7 @@ from ...protocol.network.nvsp import (
     parse_from_guest,
 )
 from ...protocol.packet import Packet, PacketType, pack_in_band
-from ..framework import DeviceChannel
+from ..device import DeviceChannel
 from .buffers import ReceiveBuffer
 from .session import Session
 

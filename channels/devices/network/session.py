@@ -27,7 +27,7 @@ from ...protocol.network.frames import (
 )
 from ...protocol.network.nvsp import SECTION_SIZE, TABLE_SIZE, NvspMessage, NvspStatus, NvspVersion
 from ...protocol.network.rndis import IndicateStatus, RndisStatus
-from ..framework import DeviceChannel
+from ..device import DeviceChannel
 from .buffers import ReceiveBuffer, SendBuffer
 from .rndis import RndisAnswers
 

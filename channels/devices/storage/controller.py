@@ -23,7 +23,7 @@ from ...core.server.offer_params import OfferParams
 from ...protocol.ids import SCSI
 from ...protocol.packet import COMPLETION_REQUESTED, Packet, PacketType
 from ...protocol.storage.vstor import PACKET_SIZE, NtStatus, Operation, StorageVersion, VstorPacket
-from ..framework import Device, DeviceChannel
+from ..device import Device, DeviceChannel
 from .disk import Disk
 from .negotiation import Negotiation
 from .target import Target
