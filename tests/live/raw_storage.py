@@ -109,6 +109,7 @@ class RawStorage:
         assert len(answer.payload) == size
         operation, _, nt_status = struct.unpack_from("<III", answer.payload)
         assert operation == 1
+        assert struct.unpack_from("<H", answer.payload, 12) == (size - 12,)
         srb_status, scsi_status = answer.payload[14], answer.payload[15]
         (moved,) = struct.unpack_from("<I", answer.payload, 24)
         sense = answer.payload[28:48]

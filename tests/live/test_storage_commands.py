@@ -257,12 +257,12 @@ async def test_inquiry_says_what_the_unit_is() -> None:
 
 
 async def test_inquiry_has_the_pages_that_it_lists() -> None:
-    naa = bytes.fromhex("01 03 00 08 3000000000000abc 02 01 00 2a")
+    naa = bytes.fromhex("01 03 00 08 30000000000abc00 02 01 00 2a")
     expected = {
         0x00: bytes.fromhex("00 00 0006 00 80 83 b0 b1 b2"),
         0x80: bytes.fromhex("00 80 0022") + SERIAL.encode(),
         0x83: bytes.fromhex("00 83 003a") + naa + b"Msft    " + SERIAL.encode(),
-        0xB0: bytes.fromhex("00 b0 003c 00 00 0000 00000200 00000000 00000000 00200000 00000100 00000001").ljust(
+        0xB0: bytes.fromhex("00 b0 003c 00 00 0000 00000200 00000000 00000000 00020000 00000100 00000001").ljust(
             64, b"\0"
         ),
         0xB1: bytes.fromhex("00 b1 003c 0001").ljust(64, b"\0"),
@@ -276,6 +276,16 @@ async def test_inquiry_has_the_pages_that_it_lists() -> None:
                 assert answer.data == expected[page]
             else:
                 is_refused(answer, "5/24/00")
+
+
+async def test_units_of_controllers_with_neighbouring_ids_have_other_names() -> None:
+    names = set()
+    for instance in (1, 2):
+        disks = {lun: MemoryDisk(512) for lun in (0, 1, 255)}
+        async with raw_storage(ScsiController(UUID(int=instance), disks)) as guest:
+            for lun in disks:
+                names.add((await guest.srb("12 01 83 00ff 00", lun=lun, data_in=255)).data[8:16])
+    assert len(names) == 6
 
 
 async def test_capacities_name_the_last_block_and_need_room() -> None:

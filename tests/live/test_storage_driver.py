@@ -18,6 +18,7 @@ from channels.client import VmbusClient
 from channels.devices import Device, DeviceChannel, serve_devices
 from channels.devices.storage import MemoryDisk, ScsiController
 from channels.drivers.storage import ScsiDisk, ScsiError, ScsiInitiator
+from channels.drivers.storage.line import Line
 from channels.protocol.ids import SCSI
 from channels.protocol.packet import Packet, PacketType, pack_packet
 from channels.protocol.storage import BlockCdb, Opcode, Sense, StorageVersion
@@ -280,6 +281,43 @@ async def raise_within(client: VmbusClient, initiators: list[ScsiInitiator]) -> 
         initiators.append(initiator)
         await (await initiator.disk(0)).read(0, 512)
         raise ZeroDivisionError
+
+
+async def test_whoever_gives_something_back_wakes_one_of_those_who_wait() -> None:
+    """All of them each time would be quadratic."""
+    woken = 0
+
+    class Counted:
+        def __init__(self, wakeup: Wakeup) -> None:
+            self.notify = wakeup.notify
+            self._wakeup = wakeup
+
+        async def wait(self) -> None:
+            nonlocal woken
+            await self._wakeup.wait()
+            woken += 1
+
+    async with Partition(PartitionConfig(virtual_time=True)) as partition:
+        turns = partition.turns
+        new = turns.wakeup
+        turns.wakeup = lambda key: Counted(new(key))  # type: ignore[method-assign]
+        line = Line(turns, 1)
+        there: list[int] = []
+        served: list[tuple[int, int]] = []
+
+        async def wait(number: int) -> None:
+            served.append((number, await line.wait_for(lambda: there.pop() if there else None)))
+
+        async with anyio.create_task_group() as group:
+            for number in range(100):
+                group.start_soon(wait, number)
+                await turns.settled()
+            for number in range(100):
+                there.append(number)
+                line.changed()
+                await turns.settled()
+        assert served == [(number, number) for number in range(100)]
+        assert woken <= 200
 
 
 class Slow(MemoryDisk):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -122,6 +123,46 @@ async def test_whatever_a_request_says_only_its_blocks_and_its_ranges_change(
                 if gpn not in touched:
                     assert guest.memory.read(gpn * PAGE, PAGE) == memory[gpn]
             assert locked.contents == CONTENTS
+
+
+def _srb(cdb: str, length: int, direction: int) -> bytes:
+    data = bytes.fromhex(cdb)
+    srb = struct.pack("<HBBxBBBBBBBI", 52, 0, 0, 0, 0, 0, len(data), 20, direction, 0, length)
+    return (struct.pack("<III", 3, 1, 0) + srb + data.ljust(20, b"\0")).ljust(64, b"\0")
+
+
+@pytest.mark.parametrize(
+    ("count", "cdb", "length"),
+    [
+        (4000, "000000000000", 0),
+        (500, "2f 00 00000000 00 0200 00", 0),
+        (100, "35 00 00000000 00 0000 00", 0),
+        (16, "42 00 00000000 00 0108 00", 264),
+    ],
+    ids=["nothing", "verify", "flush", "unmap"],
+)
+async def test_a_guest_that_asks_for_much_at_once_does_not_hold_up_other_devices(
+    count: int, cdb: str, length: int
+) -> None:
+    """A list for UNMAP that names all blocks sixteen times; the others move no data at all."""
+    device = ScsiController(disks={0: MemoryDisk(4 << 20)})
+    async with raw_storage(device) as guest:
+        unmap = struct.pack(">HH4x", 262, 256) + struct.pack(">QI4x", 0, 8192) * 16
+        guest.memory.write(guest.gpns[0] * PAGE, unmap)
+        await guest.client.close(guest.channel)
+        guest.channel = await guest.client.open(guest.channel.offer, ring_pages=(129, 129))
+        await guest.negotiate()
+        packet = _srb(cdb, length, 0 if length else 2)
+        whole = pack_gpa_direct(guest.buffer(length), packet, 7, True) if length else pack_in_band(packet, 7, True)
+        await guest.channel.send_packets([whole] * count)
+        await guest.check_alive()
+        assert device.served < count, "the other device had to wait for all of them"
+        answers = 0
+        while answers < count:
+            found = await guest.channel.receive_batch()
+            assert all(answer.payload[14] == 1 for answer in found)
+            answers += len(found)
+        assert (device.served, device.refused) == (count, 0)
 
 
 @_SETTINGS

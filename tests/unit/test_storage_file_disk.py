@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Callable
@@ -32,6 +33,9 @@ def sized(size: int) -> FileMaker:
         (sized(5120), {"block_size": 4096}, "{path} would be a disk of 5120 bytes"),
         (sized(4096), {"size": 8192}, "{path} has 4096 bytes, and a disk of 8192 bytes was asked for"),
         (sized(4096), {"size": 8192, "create": True}, "{path} has 4096 bytes, and a disk of 8192 bytes was asked for"),
+        (sized(4096), {"size": 1 << 64}, "{path} would be a disk of 18446744073709551616 bytes"),
+        (lambda path: None, {"size": 1 << 64, "create": True}, "{path} would be a disk of 18446744073709551616 bytes"),
+        (lambda path: None, {"size": 1 << 62, "create": True}, "{path} of 4611686018427387904 bytes cannot be made"),
         (sized(4096), {"size": 1000}, "{path} would be a disk of 1000 bytes"),
         (sized(4096), {"create": True}, "to create the disk file {path}, give it a size"),
         (sized(4096), {"block_size": 1000}, "not 1000"),
@@ -43,9 +47,11 @@ def test_a_file_that_is_no_disk_is_one_sentence(
 ) -> None:
     path = tmp_path / "disk"
     make(path)
+    descriptors = os.listdir("/proc/self/fd")
     with pytest.raises(ConfigurationError, match=re.escape(sentence.format(path=path))) as caught:
         FileDisk.open(path, **options)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
+    assert os.listdir("/proc/self/fd") == descriptors
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may open anything")
@@ -65,7 +71,7 @@ def test_an_immutable_refusal_of_the_system_is_one_sentence(tmp_path: Path, monk
     def refuse(*_: object) -> int:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(file_disk.os, "open", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(ConfigurationError, match=r"may not be opened for this \(Permission denied\); try read_only"):
         FileDisk.open(tmp_path / "disk")
 
@@ -128,3 +134,64 @@ async def test_a_file_that_was_cut_short_fails_its_reads(tmp_path: Path) -> None
             await disk.read(8, 4)
         await disk.write(15, b"y" * 512)
         assert await disk.read(15, 1) == b"y" * 512
+
+
+@pytest.mark.parametrize("size", [0, -512, 1000, 1 << 63])
+def test_no_file_is_made_for_a_size_that_no_disk_has(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "disk"
+    with pytest.raises(ConfigurationError, match=f"would be a disk of {size} bytes"):
+        FileDisk.open(path, size=size, create=True)
+    assert not path.exists()
+
+
+def test_the_name_of_a_new_file_is_on_the_medium(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a power cut takes the file, whatever was flushed."""
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
+    FileDisk.open(tmp_path / "disk", size=512, create=True).close()
+    assert synced == [str(tmp_path.resolve())]
+    FileDisk.open(tmp_path / "disk", size=512, create=True).close()
+    assert len(synced) == 1
+
+
+async def test_a_disk_that_was_closed_fails_everything_with_an_error_of_the_medium(tmp_path: Path) -> None:
+    disk = FileDisk.open(tmp_path / "disk", size=4096, create=True)
+    disk.close()
+    for work in (disk.read(0, 1), disk.write(0, bytes(512)), disk.flush(), disk.unmap(0, 1)):
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            await work
+
+
+async def test_a_flush_that_failed_is_never_followed_by_a_good_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel tells of pages that it could not store once, and drops them."""
+    answers = [OSError(errno.ENOSPC, "No space left on device")]
+
+    def sync_once(fd: int) -> None:
+        if answers:
+            raise answers.pop()
+
+    with FileDisk.open(tmp_path / "disk", size=4096, create=True) as disk:
+        await disk.flush()
+        monkeypatch.setattr(os, "fdatasync", sync_once)
+        for _ in range(3):
+            with pytest.raises(OSError, match="No space left on device"):
+                await disk.flush()
+        assert not answers
+
+
+async def test_a_full_medium_fails_its_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part fits, and the rest does not: never a good answer, never an endless loop."""
+    store = os.pwrite
+
+    def nearly_full(fd: int, data: bytes | memoryview, offset: int) -> int:
+        if offset:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return store(fd, data[:512], offset)
+
+    with FileDisk.open(tmp_path / "disk", size=4096, create=True) as disk:
+        monkeypatch.setattr(os, "pwrite", nearly_full)
+        with pytest.raises(OSError, match="No space left on device"):
+            await disk.write(0, b"z" * 1024)
+        assert await disk.read(0, 2) == b"z" * 512 + bytes(512)

@@ -19,11 +19,13 @@ from .refused import Refused
 class DataBuffer:
     """See the module. `Refused` where the request is not as it has to be."""
 
-    __slots__ = ("_direction", "_views", "size")
+    __slots__ = ("_direction", "_views", "cost", "size")
 
     def __init__(self, memory: GuestMemory, packet: Packet, request: ScsiRequest) -> None:
         self.size = request.transfer_length
         """Bytes that the request may move."""
+        self.cost = 0
+        """Bytes that the disk worked on without moving them, as far as the command has said so."""
         self._direction = request.direction
         self._views: list[memoryview] = []
         if self.size > MAX_TRANSFER:

@@ -29,7 +29,9 @@ from .negotiation import Negotiation
 from .target import Target
 
 QUANTUM = 1 << 20
-"""Bytes that are moved for one channel before what is done is answered and others have their turn."""
+"""Bytes that are worked on for one channel before what is done is answered and others have their turn."""
+REQUEST_COST = 1 << 12
+"""What a packet counts for besides its bytes: a batch of many that move nothing takes its time, too."""
 MAX_SUBCHANNELS = 0xFFFF
 
 
@@ -55,7 +57,7 @@ class ScsiController(Device):
 
     @property
     def version(self) -> StorageVersion | None:
-        """What was agreed on with the guest that has the primary channel open; None before."""
+        """What was agreed on with the guest that opened the primary channel last; None before."""
         return self._negotiation.version
 
     @property
@@ -75,15 +77,15 @@ class ScsiController(Device):
 
     async def _serve(self, channel: DeviceChannel, packets: Sequence[Packet]) -> None:
         answers: list[tuple[Packet, bytes]] = []
-        moved = 0
+        done = 0
         try:
             for packet in packets:
-                answer, size = await self._answer(channel, packet)
+                answer, cost = await self._answer(channel, packet)
                 answers.append((packet, answer))
-                moved += size
-                if moved >= QUANTUM:
+                done += cost + REQUEST_COST
+                if done >= QUANTUM:
                     await channel.complete_batch(answers)
-                    answers, moved = [], 0
+                    answers, done = [], 0
                     await channel.turns.pause()
         except PeerError:
             await channel.complete_batch(answers)  # they were carried out

@@ -2,7 +2,8 @@
 
 - A write that was completed is in the file, whole, whatever becomes of this process: it went into the file (the kernel's page
   cache) before the guest heard of it. A killed process never leaves half a block of a completed write.
-- After SYNCHRONIZE CACHE, or a write with FUA, it also survives a power cut (`fdatasync`).
+- After SYNCHRONIZE CACHE, or a write with FUA, it also survives a power cut (`fdatasync`). Once that has failed, each later one
+  fails, too: the kernel may have dropped what it could not store, and would then say that all is well.
 - A write that was under way when the process was killed may be there in part, but in whole blocks: the kernel stops between
   pages of 4096 bytes, and no block crosses one.
 
@@ -27,6 +28,7 @@ from broker.errors import ConfigurationError
 from .disk import check_block_size
 
 _PUNCH_HOLE, _KEEP_SIZE = 0x02, 0x01
+_LARGEST = (1 << 63) - 1
 _ZEROS = 1 << 20
 """Bytes of zeros that are written at once where the file system knows no holes."""
 
@@ -40,6 +42,8 @@ class FileDisk:
         self.block_count = size // block_size
         self.read_only = read_only
         self._fd = fd
+        self._lost = 0
+        """`errno` of the flush that has failed."""
 
     @classmethod
     def open(
@@ -56,12 +60,15 @@ class FileDisk:
         `create`: make a file of `size` bytes, all zeros and taking no room yet, where there is none or an empty one.
 
         `ConfigurationError`, one sentence with the path, for a file that is missing, no regular file, smaller than one block
-        or than `size`, no multiple of the block size, locked by another disk, or not to be written.
+        or than `size`, no multiple of the block size, locked by another disk, or not to be written. No file is made for a
+        size that no disk has.
         """
         check_block_size(block_size)
         if create and (size is None or read_only):
             raise ConfigurationError(f"to create the disk file {os.fspath(path)}, give it a size, and not read_only")
         place = Path(path)
+        if size is not None:
+            _check_size(place, size, block_size)
         flags = (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC | os.O_NONBLOCK | (os.O_CREAT if create else 0)
         try:
             fd = os.open(place, flags, 0o666)
@@ -104,8 +111,15 @@ class FileDisk:
             done += os.pwrite(self._fd, memoryview(data)[done:], start + done)
 
     async def flush(self) -> None:
-        """See `Disk.flush`."""
-        os.fdatasync(self._fd)
+        """See `Disk.flush` and the module."""
+        reason = self._lost if self._fd >= 0 else errno.EBADF  # fdatasync(-1) is no `OSError`
+        if reason:
+            raise OSError(reason, os.strerror(reason), str(self.path))
+        try:
+            os.fdatasync(self._fd)
+        except OSError as error:
+            self._lost = error.errno or errno.EIO
+            raise
 
     async def unmap(self, lba: int, count: int) -> None:
         """Punch a hole; where the file system has none, write zeros."""
@@ -127,6 +141,14 @@ def _refusal(path: Path, error: OSError) -> str:
     return f"the disk file {path} does not open: {error.strerror}"
 
 
+def _check_size(path: Path, size: int, block_size: int) -> None:
+    if not block_size <= size <= _LARGEST or size % block_size:
+        raise ConfigurationError(
+            f"the disk file {path} would be a disk of {size} bytes, which is no positive multiple of its blocks"
+            f" of {block_size} bytes below 2^63"
+        )
+
+
 def _prepare(fd: int, path: Path, size: int | None, create: bool, read_only: bool, block_size: int) -> int:
     """Check, lock and, where that is asked, size a file that is open. The bytes of the disk."""
     found = os.fstat(fd)
@@ -143,19 +165,27 @@ def _prepare(fd: int, path: Path, size: int | None, create: bool, read_only: boo
         ) from None
     there = os.fstat(fd).st_size  # whoever had the lock before may have made the file longer
     wanted = there if size is None else size
-    if wanted < block_size or wanted % block_size:
-        raise ConfigurationError(
-            f"the disk file {path} would be a disk of {wanted} bytes, which is no positive multiple of its blocks"
-            f" of {block_size} bytes"
-        )
+    _check_size(path, wanted, block_size)
     if create and not there:
         try:
+            _sync_folder(path.resolve().parent)
             os.ftruncate(fd, wanted)
         except OSError as error:
-            raise ConfigurationError(f"the disk file {path} cannot be made {wanted} bytes: {error.strerror}") from None
+            raise ConfigurationError(
+                f"the disk file {path} of {wanted} bytes cannot be made: {error.strerror}"
+            ) from None
     elif there < wanted:
         raise ConfigurationError(f"the disk file {path} has {there} bytes, and a disk of {wanted} bytes was asked for")
     return wanted
+
+
+def _sync_folder(folder: Path) -> None:
+    """The name of a new file is on the medium, without which its data could not be found."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _punch_hole(fd: int, start: int, size: int) -> bool:

@@ -38,8 +38,10 @@ from .buffer import DataBuffer
 from .disk import Disk, check_block_size
 from .refused import Refused
 
-MAX_UNMAP_BYTES = 1 << 30
-"""What one UNMAP covers at most."""
+MAX_UNMAP_BYTES = 64 << 20
+"""What one UNMAP covers at most: it may have to be written as zeros, at one go."""
+FLUSH_COST = 1 << 18
+"""Bytes that a flush counts for."""
 MAX_UNMAP_RANGES = 256
 _MOST_BLOCKS = 1 << 64
 _CHANGEABLE, _SAVED = 1, 3
@@ -102,13 +104,15 @@ class LogicalUnit:
             if data:
                 await self._disk.write(command.lba, data)
             if command.flags & cdbs.FUA:
+                buffer.cost = FLUSH_COST
                 await self._disk.flush()
         except OSError as error:
             raise self._failed(error, sense.WRITE_ERROR) from error
         return size
 
-    async def _verify(self, cdb: bytes, _: DataBuffer) -> int:
+    async def _verify(self, cdb: bytes, buffer: DataBuffer) -> int:
         command, size = self._blocks_of(cdb, MAX_TRANSFER)
+        buffer.cost = size
         if command.flags & cdbs.BYTE_CHECK_MASK:
             raise Refused
         try:
@@ -118,12 +122,13 @@ class LogicalUnit:
             raise self._failed(error, sense.READ_ERROR) from error
         return 0
 
-    async def _synchronize(self, cdb: bytes, _: DataBuffer) -> int:
+    async def _synchronize(self, cdb: bytes, buffer: DataBuffer) -> int:
         command = BlockCdb.unpack(cdb)
         self._check_range(command.lba, command.count)
-        return await self._flush(cdb, _)
+        return await self._flush(cdb, buffer)
 
-    async def _flush(self, _: bytes, __: DataBuffer) -> int:
+    async def _flush(self, _: bytes, buffer: DataBuffer) -> int:
+        buffer.cost = FLUSH_COST
         try:
             await self._disk.flush()
         except OSError as error:
@@ -146,6 +151,7 @@ class LogicalUnit:
             raise Refused(sense.INVALID_FIELD_IN_LIST)
         for lba, count in ranges:
             self._check_range(lba, count)
+        buffer.cost = total * self._block_size
         try:
             for lba, count in ranges:
                 if count:

@@ -20,7 +20,9 @@ from ...protocol.storage.parameters import LEAST_LUNS_SIZE, pack_luns
 from ...protocol.storage.srb import (
     AUTOSENSE_VALID,
     CDB_SIZE,
+    OLD_SRB_SIZE,
     SENSE_SIZE,
+    SRB_SIZE,
     ScsiRequest,
     ScsiStatus,
     SrbStatus,
@@ -46,14 +48,14 @@ class Target:
         if wrong:
             raise ConfigurationError(f"LUNs are 0 to {MAX_LUN}, not {wrong[0]}")
         self.units = {
-            lun: LogicalUnit(disk, Identity(f"{instance_id.hex}{lun:02x}", instance_id.int + lun))
+            lun: LogicalUnit(disk, Identity(f"{instance_id.hex}{lun:02x}", instance_id.int << 8 | lun))
             for lun, disk in sorted(disks.items())
         }
         self.refused = 0
         """Requests that were answered with anything but success."""
 
     async def answer(self, memory: GuestMemory, packet: Packet) -> tuple[bytes, int]:
-        """Carry out the request of an EXECUTE_SRB packet: the answer, and the bytes that were moved.
+        """Carry out the request of an EXECUTE_SRB packet: the answer, and the bytes that it has cost.
 
         `ProtocolError` for a packet too short for a request; whatever else is wrong is in the answer.
         """
@@ -68,7 +70,7 @@ class Target:
         except Refused as refused:
             self.refused += 1
             return _refusal(refused, size), 0
-        return _success(moved, size), moved
+        return _success(moved, size), moved + buffer.cost
 
     async def _execute(self, request: ScsiRequest, cdb: bytes, buffer: DataBuffer) -> int:
         is_here = not request.path and not request.target
@@ -100,18 +102,25 @@ class Target:
 @lru_cache(maxsize=64)
 def _success(moved: int, size: int) -> bytes:
     """Most answers are one of a few."""
-    return _pack(ScsiRequest(srb_status=SrbStatus.SUCCESS, transfer_length=moved), SrbStatus.SUCCESS, size)
+    answer = ScsiRequest(length=_srb_size(size), srb_status=SrbStatus.SUCCESS, transfer_length=moved)
+    return _pack(answer, SrbStatus.SUCCESS, size)
 
 
 def _refusal(refused: Refused, size: int) -> bytes:
     sense = b"" if refused.sense is None else refused.sense.pack()
     answer = ScsiRequest(
+        length=_srb_size(size),
         srb_status=refused.status | (AUTOSENSE_VALID if sense else 0),
         scsi_status=ScsiStatus.CHECK_CONDITION,
         sense_length=SENSE_SIZE,
         payload=sense.ljust(SENSE_SIZE, b"\0"),
     )
     return _pack(answer, refused.status, size)
+
+
+def _srb_size(size: int) -> int:
+    """Bytes of the SRB in a packet of so many."""
+    return SRB_SIZE if size >= PACKET_SIZE else OLD_SRB_SIZE
 
 
 def _pack(answer: ScsiRequest, status: SrbStatus, size: int) -> bytes:

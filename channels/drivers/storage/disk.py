@@ -119,7 +119,10 @@ class ScsiDisk:
         await self._done(BlockCdb(Opcode.SYNCHRONIZE_CACHE_10, 0, 0).pack())
 
     async def unmap(self, lba: int, count: int) -> None:
-        """These blocks are not needed any more: they read as zeros afterwards, where the disk says so."""
+        """These blocks are not needed any more: they read as zeros afterwards, where the disk says so.
+
+        One command: a disk refuses more blocks than its VPD page 0xB0 allows, here 64 MiB of them.
+        """
         data = pack_unmap([(lba, count)])
         await self._done(UnmapCdb(len(data)).pack(), data)
 

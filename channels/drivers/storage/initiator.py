@@ -172,7 +172,7 @@ class ScsiInitiator:
         return await self.end(await self.begin(lun, cdb, data_out, data_in))
 
     async def begin(self, lun: int, cdb: bytes, data_out: bytes = b"", data_in: int = 0) -> Pending:
-        """Send a command, as `execute` does; `end` waits for it, `give_up` does not."""
+        """Send a command, as `execute` does; `end` waits for it, `give_up` does not. One of the two has to be called."""
         size = len(data_out) or data_in
         if data_out and data_in:
             raise ValueError("a command moves data one way, to the disk or from it")

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TypeVar
 
-from broker.access import Turns
+from broker.access import Turns, Wakeup
 from broker.errors import BrokerError
 
 T = TypeVar("T")
@@ -16,8 +16,10 @@ class Line:
     """See the module. Whoever gives something back calls `changed`."""
 
     def __init__(self, turns: Turns, number: int) -> None:
-        self._wakeup = turns.wakeup(("storage-line", number))
-        self._waiting: deque[object] = deque()
+        self._turns = turns
+        self._key = ("storage-line", number)
+        self._waiting: deque[Wakeup] = deque()
+        """One for each task: only the first has a reason to look."""
         self._error: BrokerError | None = None
 
     @property
@@ -31,7 +33,7 @@ class Line:
             found = attempt()
             if found is not None:
                 return found
-        ticket = object()
+        ticket = self._turns.wakeup(self._key)
         self._waiting.append(ticket)
         try:
             while True:
@@ -41,7 +43,7 @@ class Line:
                     found = attempt()
                     if found is not None:
                         return found
-                await self._wakeup.wait()
+                await ticket.wait()
         finally:
             self._waiting.remove(ticket)
             self.changed()
@@ -49,9 +51,10 @@ class Line:
     def changed(self) -> None:
         """There may be something now."""
         if self._waiting:
-            self._wakeup.notify()
+            self._waiting[0].notify()
 
     def end(self, error: BrokerError) -> None:
         """There will be nothing any more: all who wait, and who come, get this error."""
         self._error = error
-        self._wakeup.notify()
+        for ticket in self._waiting:
+            ticket.notify()

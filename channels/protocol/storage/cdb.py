@@ -244,7 +244,7 @@ class ServiceActionCdb(msgspec.Struct, frozen=True):
 
 
 class UnmapCdb(msgspec.Struct, frozen=True):
-    """UNMAP: a parameter list of so many bytes says which blocks (`unmap.py`)."""
+    """UNMAP: a parameter list of so many bytes says which blocks (`parameters.py`)."""
 
     LAYOUT: ClassVar[struct.Struct] = struct.Struct(">BB5xHx")
 
