@@ -13,7 +13,8 @@ from channels.protocol.integration.common import (
     parse_negotiate,
 )
 from channels.protocol.integration.heartbeat import HEARTBEAT_VERSIONS, Heartbeat
-from channels.protocol.integration.shutdown import PLANNED, ShutdownMessage, pack_text
+from channels.protocol.integration.shutdown import PLANNED, TEXT_SIZE, ShutdownMessage
+from channels.protocol.integration.text import pack_text
 from channels.protocol.integration.timesync import TIME_SYNC_4, TimeSync, TimeSyncReference, pack_time_sync
 
 
@@ -46,7 +47,7 @@ def message_seeds() -> list[bytes]:
     bodies = {
         IcMessageType.NEGOTIATE: [pack_negotiate(FRAMEWORKS, HEARTBEAT_VERSIONS), pack_negotiate((), ())],
         IcMessageType.HEARTBEAT: [Heartbeat(7, 1).pack()],
-        IcMessageType.SHUTDOWN: [ShutdownMessage(PLANNED, 5, 2, pack_text("bye")).pack()],
+        IcMessageType.SHUTDOWN: [ShutdownMessage(PLANNED, 5, 2, pack_text("bye", TEXT_SIZE, "message")).pack()],
         IcMessageType.TIME_SYNC: [pack_time_sync(TimeSync(1 << 56, flags=1))],
     }
     seeds = [pack_request(kind, FRAMEWORK_3, FRAMEWORK_3, body) for kind, found in bodies.items() for body in found]

@@ -408,6 +408,23 @@ def test_a_seed_gives_the_same_copies_on_both_loops(seed: int, root: Path) -> No
     assert runs[0] == runs[1]
 
 
+def test_a_disk_that_turned_read_only_does_not_end_the_guest(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unlink(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    driver = FileCopyDriver(root)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", unlink)
+        for body, status in ((COMPLETE, IcStatus.FAIL), (CANCEL, IcStatus.SUCCESS)):
+            assert tell(driver, start(size=4)) is IcStatus.SUCCESS
+            assert tell(driver, body) is status
+
+
+def test_one_path_is_not_taken_for_several(root: Path) -> None:
+    with pytest.raises(ValueError, match=r"several paths, not one: \['/incoming'\]"):
+        FileCopyDriver(root, "/incoming")
+
+
 # ends that lie
 
 

@@ -236,8 +236,10 @@ async def test_a_guest_answers_before_it_acts() -> None:
 async def test_a_text_that_is_too_long_is_not_sent() -> None:
     device, driver = ShutdownDevice(), ShutdownDriver()
     async with paired([device], [driver]):
-        with pytest.raises(ValueError, match="at most 1023 units of UTF-16, not 1024"):
+        with pytest.raises(ValueError, match="1023 UTF-16 code units fit, not 1024"):
             await device.shutdown(message="x" * 1024)
+        with pytest.raises(ValueError, match="ends at its first NUL"):
+            await device.shutdown(message="now\0or never")
         with pytest.raises(ValueError, match="does not fit its field"):
             await device.shutdown(timeout_s=1 << 32)
         await device.shutdown(message="x" * 1023)
@@ -395,6 +397,13 @@ async def test_a_live_partition_gets_the_system_clock() -> None:
         await device.sync()
         assert driver.clock_set_to is not None
         assert before <= driver.samples[0].parent_time <= driver.samples[-1].parent_time <= system_time()
+
+
+@pytest.mark.parametrize("field", ["leap", "stratum"])
+def test_what_does_not_fit_a_sample_is_refused_before_there_is_a_guest(field: str) -> None:
+    for value in (-1, 256):
+        with pytest.raises(ValueError, match="does not fit its field"):
+            TimeSyncDevice(**{field: value})  # type: ignore[arg-type]
 
 
 # all at once

@@ -274,6 +274,33 @@ def test_a_guest_refuses_what_it_cannot_read_and_stays_as_it_was() -> None:
     assert driver.adapters == {INFO.adapter_id: INFO}
 
 
+FULL = IpInfo(
+    "A",
+    addresses=tuple(ip_interface(f"2001:db8:1111:2222:3333:4444:5555:{number}/64") for number in range(1000, 1064)),
+)
+
+
+async def test_addresses_that_fit_the_bytes_of_5_0_alone_do_not_end_a_guest() -> None:
+    """Texts hold 1023 units: a guest has more addresses, or is told of more than it can tell again."""
+    short = bytearray(pack_ip_text(KvpOperation.SET_IP, IpInfo("A")))
+    for at, text in ((260, ["1.2.3.4"] * 64 + ["::1"] * 64), (2308, ["26"] * 64 + ["64"] * 64)):
+        raw = ";".join(text).encode("utf-16-le")
+        short[at : at + len(raw)] = raw
+    for adapter, asked in ((FULL, None), (IpInfo("A"), bytes(short))):
+        device, driver = KvpDevice(), KvpDriver(ip_info=[adapter])
+        async with paired([device], [driver]):
+            if asked is not None:
+                assert (await device.call(asked))[0] is IcStatus.SUCCESS
+            with pytest.raises(GuestRefused, match="0x80004005"):
+                await device.get_ip("A")
+            about = await device.items(KvpPool.AUTO)
+            assert list(about) == list(WELL_KNOWN_KEYS)
+    about = well_known_pairs([FULL])
+    told = str(about["NetworkAddressIPv6"]).split(";")
+    assert told == [str(entry.ip) for entry in FULL.addresses[: len(told)]]
+    assert len(told) == 26  # 39 characters and a separator
+
+
 async def test_a_host_gets_protocol_errors_from_a_guest_that_lies_and_its_channel_goes_on() -> None:
     draw = random.Random(5)
     results: dict[str, int] = {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from uuid import UUID
+
 import anyio
 import pytest
 from hypothesis import given
@@ -19,7 +21,7 @@ from channels.protocol.integration.common import FRAMEWORKS, IcHeader, IcStatus,
 from channels.protocol.integration.vss import NO_AUTO_RECOVERY, VSS_VERSIONS
 from channels.scenarios.stage import Flag
 
-from .integration_pair import LIVE, SEEDED, VIRTUAL, chosen, hosting, ic, paired, raw_guest
+from .integration_pair import LIVE, SEEDED, VIRTUAL, chosen, hosting, ic, in_turn, paired, raw_guest
 from .test_kvp import at_once
 
 CONFIGS = pytest.mark.parametrize("config", [LIVE, VIRTUAL, SEEDED], ids=["live", "virtual", "seeded"])
@@ -153,6 +155,23 @@ async def test_a_block_that_is_cancelled_thaws(config: PartitionConfig) -> None:
             assert driver.is_frozen
 
 
+@CONFIGS
+async def test_two_blocks_at_once_go_one_after_the_other(config: PartitionConfig) -> None:
+    guest, device = Guest(), VssDevice()
+    driver = guest.driver()
+    async with paired([device], [driver], config) as partition, anyio.create_task_group() as group:
+
+        async def hold() -> None:
+            async with device.frozen():
+                for _ in range(20):
+                    await partition.turns.pause()
+                    assert driver.is_frozen
+
+        for _ in range(3):
+            group.start_soon(in_turn, partition.turns, hold)
+    assert guest.noted == ["freeze", "thaw"] * 3
+
+
 async def test_a_freeze_that_is_given_up_thaws() -> None:
     """The guest freezes while nobody waits any more."""
     noted: list[str] = []
@@ -233,6 +252,30 @@ async def test_a_guest_that_goes_while_frozen_thaws_itself_and_the_host_hears(co
         with pytest.raises(ChannelClosed, match="no longer has the channel of VssDevice open"):
             await hold()
         assert not driver.is_frozen
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_seed_gives_the_same_thaws_on_both_loops_when_guests_go(seed: int) -> None:
+    async def play(noted: list[tuple[int, int]]) -> None:
+        def driver(number: int) -> VssDriver:
+            async def thaw() -> None:
+                for _ in range(3):
+                    noted.append((number, partition.clock.now()))
+                    await partition.turns.pause()
+
+            return VssDriver(on_thaw=thaw, instance_id=UUID(int=number))
+
+        devices = [VssDevice(instance_id=UUID(int=number)) for number in range(1, 5)]
+        config = PartitionConfig(virtual_time=True, seed=seed)
+        async with paired(devices, [driver(number) for number in range(1, 5)], config) as partition:
+            for device in devices:
+                await device.freeze()
+
+    runs: list[list[tuple[int, int]]] = [[], []]
+    for noted, loop in zip(runs, ("asyncio", "trio"), strict=True):
+        anyio.run(play, noted, backend=loop)
+        assert len(noted) == 12
+    assert runs[0] == runs[1]
 
 
 # ends that lie

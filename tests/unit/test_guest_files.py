@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -83,7 +84,7 @@ def test_a_file_appears_at_once_and_leaves_nothing_when_it_does_not(tmp_path: Pa
     first.write(b"some")
     assert not (place / "file").exists()
     first.finish()
-    assert os.listdir(place) == [".incoming-1", "file"] or os.listdir(place) == ["file", ".incoming-1"]
+    assert sorted(os.listdir(place)) == [".incoming:1", "file"]
     second.write(b"else")
     with pytest.raises(FileExistsError):
         second.finish()
@@ -105,3 +106,60 @@ def test_a_directory_is_neither_missing_nor_replaced(tmp_path: Path) -> None:
         IncomingFile(tmp_path, (), "directory", 0, overwrite=True, create_path=False)
     with pytest.raises(NotADirectoryError):
         IncomingFile(tmp_path, ("file",), "x", 0, overwrite=True, create_path=True)
+
+
+def test_a_host_cannot_name_the_files_that_are_on_their_way(tmp_path: Path) -> None:
+    other = IncomingFile(tmp_path, (), "other", 4, overwrite=True, create_path=False)
+    (on_its_way,) = os.listdir(tmp_path)
+    with pytest.raises(ValueError, match="is not the name of a file"):
+        check_name(on_its_way)
+    mine = IncomingFile(tmp_path, (), ".incoming-1", 4, overwrite=True, create_path=False)
+    mine.write(b"mine")
+    mine.finish()
+    assert (tmp_path / ".incoming-1").read_bytes() == b"mine"
+    other.discard()
+    assert os.listdir(tmp_path) == [".incoming-1"]
+
+
+def test_a_hard_link_that_is_replaced_leaves_the_file_at_its_other_end(tmp_path: Path) -> None:
+    outside, root = tmp_path / "outside", tmp_path / "root"
+    root.mkdir()
+    outside.write_text("as it was")
+    (root / "file").hardlink_to(outside)
+    os.mkfifo(root / "fifo")
+    for name in ("file", "fifo"):
+        incoming = IncomingFile(root, (), name, 3, overwrite=True, create_path=False)
+        incoming.write(b"new")
+        incoming.finish()
+        assert (root / name).read_bytes() == b"new"
+    assert outside.read_text() == "as it was"
+
+
+@pytest.mark.parametrize("call", ["close", "unlink"])
+@pytest.mark.parametrize("end", ["finish", "discard"])
+def test_a_system_that_fails_at_the_end_keeps_no_file_open(
+    call: str, end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk may tell only then that it is full, or be read-only after an error."""
+    open_files = len(os.listdir("/proc/self/fd"))
+    incoming = IncomingFile(tmp_path, (), "file", 0, overwrite=False, create_path=False)
+    close, calls = os.close, 0
+
+    def fail(*arguments: object, **_: object) -> None:
+        nonlocal calls
+        if call == "close":
+            close(arguments[0])  # type: ignore[arg-type]
+        calls += 1
+        if calls == 1:
+            raise OSError(errno.EROFS if call == "unlink" else errno.ENOSPC, "no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, fail)
+        if end == "finish" and call == "close":
+            with pytest.raises(OSError, match="no"):
+                incoming.finish()
+        else:
+            getattr(incoming, end)()
+    assert len(os.listdir("/proc/self/fd")) == open_files
+    assert (tmp_path / "file").exists() == (end == "finish" and call == "unlink")
+    assert call == "unlink" or os.listdir(tmp_path) == []

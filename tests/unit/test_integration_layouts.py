@@ -31,11 +31,12 @@ from channels.protocol.integration.heartbeat import Heartbeat, HeartbeatState, h
 from channels.protocol.integration.shutdown import (
     PLANNED,
     SHUTDOWN_SIZE,
+    TEXT_SIZE,
     ShutdownFlags,
     ShutdownKind,
     ShutdownMessage,
-    pack_text,
 )
+from channels.protocol.integration.text import pack_text
 from channels.protocol.integration.timesync import (
     TIME_SYNC_VERSIONS,
     UNIX_EPOCH,
@@ -151,7 +152,7 @@ def test_a_heartbeat_is_a_number_and_a_state() -> None:
 
 def test_a_shutdown_has_2060_bytes() -> None:
     flags = ShutdownFlags.FORCE | ShutdownFlags.RESTART
-    packed = ShutdownMessage(PLANNED, 30, flags, pack_text("Gute Nacht ☾")).pack()
+    packed = ShutdownMessage(PLANNED, 30, flags, pack_text("Gute Nacht ☾", TEXT_SIZE, "message")).pack()
     text = "Gute Nacht ☾".encode("utf-16-le")
     assert packed == struct.pack("<III", 0x8000_0000, 30, 3) + text + bytes(2048 - len(text))
     assert len(packed) == SHUTDOWN_SIZE == 2060
@@ -173,12 +174,11 @@ def test_flags_of_a_shutdown_say_what_to_do(flags: int, kind: ShutdownKind | Non
 
 
 def test_a_text_has_room_for_its_nul() -> None:
-    assert len(pack_text("x" * 1023)) == 2048
-    assert pack_text("x" * 1023).endswith(b"\0\0")
-    with pytest.raises(ValueError, match="at most 1023 units of UTF-16, not 1024"):
-        pack_text("x" * 1024)
-    with pytest.raises(ValueError, match="at most 1023 units of UTF-16, not 1024"):
-        pack_text("\N{CRESCENT MOON}" * 512)
+    assert len(pack_text("x" * 1023, TEXT_SIZE, "message")) == 2048
+    assert pack_text("x" * 1023, TEXT_SIZE, "message").endswith(b"\0\0")
+    for text in ("x" * 1024, "\N{CRESCENT MOON}" * 512):
+        with pytest.raises(ValueError, match="message: 1023 UTF-16 code units fit, not 1024"):
+            pack_text(text, TEXT_SIZE, "message")
 
 
 @given(st.binary(min_size=2048, max_size=2048))

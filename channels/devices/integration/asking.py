@@ -1,8 +1,10 @@
-"""How components ask a guest: an answer or `GuestRefused`, and last words that a cancelled task still says."""
+"""How components ask a guest: an answer or `GuestRefused`, work that takes several requests kept apart from other such
+work, and last words that a cancelled task still says."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 import anyio
 
@@ -18,6 +20,26 @@ async def ask(conversation: Conversation, what: str, body: bytes) -> bytes:
     if status != IcStatus.SUCCESS:
         raise GuestRefused(what, status)
     return answer
+
+
+class OneAtATime:
+    """Several requests that belong together; whoever else has some waits."""
+
+    def __init__(self, turns: Turns, key: tuple[str, int]) -> None:
+        self._is_taken = False
+        self._freed = turns.wakeup(key)
+
+    @asynccontextmanager
+    async def taken(self) -> AsyncIterator[None]:
+        """Wait until nobody has it, and have it while the block lasts."""
+        while self._is_taken:
+            await self._freed.wait()
+        self._is_taken = True
+        try:
+            yield
+        finally:
+            self._is_taken = False
+            self._freed.notify()
 
 
 async def insist(turns: Turns, ticks: int, key: tuple[str, int], say: Callable[[], Awaitable[object]]) -> bool:

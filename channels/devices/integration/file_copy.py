@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import ClassVar
 from uuid import UUID
 
-from broker.access import Turns, Wakeup
+from broker.access import Turns
 from broker.clock import TICKS_PER_SECOND
 from broker.errors import ChannelClosed, HostError
 
@@ -29,7 +29,7 @@ from ...protocol.integration.file_copy import (
     pack_start,
     pack_write,
 )
-from .asking import ask, insist
+from .asking import OneAtATime, ask, insist
 from .component import Conversation, GuestRefused, IntegrationDevice
 from .file_source import Copyable, Source, open_source
 
@@ -45,13 +45,12 @@ class FileCopyDevice(IntegrationDevice):
     message_type: ClassVar[IcMessageType] = IcMessageType.FILE_COPY
     message_versions = FILE_COPY_VERSIONS
 
-    _is_copying = False
-    _freed: Wakeup
+    _copies: OneAtATime
 
     def attached(self, turns: Turns) -> None:
         """See `Device.attached`."""
         super().attached(turns)
-        self._freed = turns.wakeup(("integration-copy", self.message_type))
+        self._copies = OneAtATime(turns, ("integration-copy", self.message_type))
 
     async def copy(
         self,
@@ -80,14 +79,8 @@ class FileCopyDevice(IntegrationDevice):
         async with open_source(source, size) as opened:
             start = pack_start(CopyRequest(name, guest_path, flags, opened.size))
             conversation = await self._wait_conversation()
-            while self._is_copying:
-                await self._freed.wait()
-            self._is_copying = True
-            try:
+            async with self._copies.taken():
                 await self._copy(conversation, opened, start, name, progress)
-            finally:
-                self._is_copying = False
-                self._freed.notify()
 
     async def _copy(
         self,

@@ -75,7 +75,8 @@ class KvpDevice(IntegrationDevice):
         await self._exchange(conversation, KvpRecord(KvpOperation.DELETE, pool, key))
 
     async def items(self, pool: KvpPool) -> dict[str, str | int]:
-        """All pairs of a pool, in the guest's order. `ProtocolError` for more than `MOST_ITEMS`."""
+        """All pairs of a pool, in the guest's order; of a key that comes twice, the later value. `ProtocolError` for more
+        than `MOST_ITEMS`."""
         conversation = await self._wait_conversation()
         found: dict[str, str | int] = {}
         for index in range(MOST_ITEMS + 1):

@@ -16,11 +16,12 @@ from ...protocol.integration.shutdown import (
     PLANNED,
     SHUTDOWN_INSTANCE,
     SHUTDOWN_VERSIONS,
+    TEXT_SIZE,
     ShutdownFlags,
     ShutdownKind,
     ShutdownMessage,
-    pack_text,
 )
+from ...protocol.integration.text import pack_text
 from .component import GuestRefused, IntegrationDevice
 
 
@@ -44,11 +45,12 @@ class ShutdownDevice(IntegrationDevice):
         """Ask, once there is a guest, and wait until it has said yes.
 
         `force`: without asking users and programs. `timeout_s`: seconds until it acts. `message`: what it tells its users,
-        at most 1023 units of UTF-16. `GuestRefused` when it says no, `ValueError` for what does not fit the message,
+        at most 1023 units of UTF-16, no NUL. `GuestRefused` when it says no, `ValueError` for what does not fit the message,
         else as in `call`.
         """
         flags = kind | (ShutdownFlags.FORCE if force else 0)
-        body = ShutdownMessage(PLANNED if planned else 0, timeout_s, flags, pack_text(message)).pack()
+        text = pack_text(message, TEXT_SIZE, "message")
+        body = ShutdownMessage(PLANNED if planned else 0, timeout_s, flags, text).pack()
         status, _ = await self.call(body)
         if status != IcStatus.SUCCESS:
             raise GuestRefused(f"to {kind.name.lower().replace('_', ' ')}", status)

@@ -58,11 +58,12 @@ class TimeSyncDevice(IntegrationDevice):
     ) -> None:
         """`wall_clock`: the host's time in ticks of 100 ns since 1601-01-01 00:00 UTC. Unless given it is `system_time`, and
         where the partition's time is virtual `VIRTUAL_EPOCH` plus its reference counter, so that a seeded run is the same
-        each time. `period`: ticks between samples. `leap` and `stratum` go with each sample from version 4.0 on.
+        each time. `period`: ticks between samples. `leap` and `stratum`, 0 to 255, go with each sample from version 4.0 on.
         """
         super().__init__(instance_id=instance_id, versions=versions, frameworks=frameworks)
         if period < 1:
             raise ValueError(f"the period of time samples is at least 1 tick, not {period}")
+        TimeSyncReference(0, leap=leap, stratum=stratum).pack()  # not when a guest is there to suffer for it
         self.wall_clock = wall_clock
         self.period = period
         self.leap = leap

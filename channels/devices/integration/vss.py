@@ -4,7 +4,8 @@
     async with vss.frozen():
         ...
 
-It will: thaw whatever it froze, also when the task is cancelled. It will not: copy anything.
+It will: thaw whatever it froze, also when the task is cancelled; keep two such blocks apart (the second waits). It will
+not: copy anything, or keep a `thaw` of its own out of a block.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from contextlib import asynccontextmanager
 from typing import ClassVar
 from uuid import UUID
 
+from broker.access import Turns
 from broker.clock import TICKS_PER_SECOND
 from broker.errors import ChannelClosed, HostError, ProtocolError
 
 from ...protocol.ids import VOLUME_SNAPSHOT
 from ...protocol.integration.common import IcMessageType
 from ...protocol.integration.vss import VSS_INSTANCE, VSS_SINCE, VSS_VERSIONS, VssMessage, VssOperation
-from .asking import ask, insist
+from .asking import OneAtATime, ask, insist
 from .component import Conversation, GuestRefused, IntegrationDevice
 
 THAW_LIMIT = 60 * TICKS_PER_SECOND
@@ -38,6 +40,13 @@ class VssDevice(IntegrationDevice):
     well_known_id: ClassVar[UUID] = VSS_INSTANCE
     message_type: ClassVar[IcMessageType] = IcMessageType.VOLUME_SNAPSHOT
     message_versions = VSS_VERSIONS
+
+    _snapshots: OneAtATime
+
+    def attached(self, turns: Turns) -> None:
+        """See `Device.attached`."""
+        super().attached(turns)
+        self._snapshots = OneAtATime(turns, ("integration-snapshot", self.message_type))
 
     async def hot_backup_check(self) -> int:
         """Ask whether a backup may be made while the guest runs. Its flags, see `NO_AUTO_RECOVERY`; Linux leaves them 0."""
@@ -60,20 +69,21 @@ class VssDevice(IntegrationDevice):
         """
         conversation = await self._wait_conversation()
         _check_version(conversation, VssOperation.FREEZE)
-        try:
-            await self._ask(VssOperation.FREEZE, conversation)
-        except (GuestRefused, ChannelClosed):
-            raise
-        except BaseException:
-            await self._thaw_anyway(conversation)
-            raise
-        try:
-            yield
-        except BaseException:
-            await self._thaw_anyway(conversation)
-            raise
-        if not await self._insist(conversation):
-            raise HostError("the guest was told to thaw its file systems and does not answer")
+        async with self._snapshots.taken():
+            try:
+                await self._ask(VssOperation.FREEZE, conversation)
+            except (GuestRefused, ChannelClosed):
+                raise
+            except BaseException:
+                await self._thaw_anyway(conversation)
+                raise
+            try:
+                yield
+            except BaseException:
+                await self._thaw_anyway(conversation)
+                raise
+            if not await self._insist(conversation):
+                raise HostError("the guest was told to thaw its file systems and does not answer")
 
     async def backup_complete(self) -> None:
         """The backup was made."""

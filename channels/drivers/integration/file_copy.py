@@ -54,7 +54,10 @@ class FileCopyDriver(IntegrationDriver):
         framework_versions: Sequence[IcVersion] | None = None,
         message_versions: Sequence[IcVersion] | None = None,
     ) -> None:
-        """`directory`: what the host takes for the guest's root. `allowed_paths`: where below it the host may write."""
+        """`directory`: what the host takes for the guest's root. `allowed_paths`: where below it the host may write;
+        `ValueError` for one path instead of several, whose letters would be paths: "/" among them."""
+        if isinstance(allowed_paths, str):
+            raise ValueError(f"allowed_paths are several paths, not one: [{allowed_paths!r}]")
         super().__init__(
             instance_id=instance_id, framework_versions=framework_versions, message_versions=message_versions
         )

@@ -1,8 +1,8 @@
 """Where files go that a host copies into a guest: under one directory, whatever the host calls the place.
 
 "/tmp/x", "C:\\\\tmp\\\\x" and "tmp/x" are all tmp/x below that directory. Each step down is opened by itself and follows no
-link, so that no name, and no link that lies there, leads out of it. A file has another name until it is whole: it appears
-at once, and one that it replaces stays as it was until then.
+link, so that no name, and no link that lies there, leads out of it. A file has another name until it is whole, one that
+no host can say: it appears at once, and one that it replaces stays as it was until then.
 
 Errors are `ValueError` for names that cannot be, and those of the operating system.
 """
@@ -47,7 +47,6 @@ class IncomingFile:
         self._name = check_name(name)
         self._overwrite = overwrite
         self._directory = _open_directory(root, directory, create=create_path)
-        self._file = -1
         try:
             self._check_target()
             self._partial, self._file = _create_partial(self._directory)
@@ -64,21 +63,25 @@ class IncomingFile:
 
     def finish(self) -> None:
         """It is whole: give it its name. `FileExistsError` as above. Not to be used after that, or after `discard`."""
-        descriptor, self._file = self._file, -1
-        os.close(descriptor)
         try:
-            if self._overwrite:
-                os.replace(self._partial, self._name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
-            else:
+            os.close(self._file)  # which may be the first to hear that a disk is full
+            if not self._overwrite:
                 os.link(self._partial, self._name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
+                self._remove()
+            else:
+                os.replace(self._partial, self._name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
+        except BaseException:
+            self._remove()
+            raise
         finally:
-            self._let_go()
+            os.close(self._directory)
 
     def discard(self) -> None:
-        """It will never be whole: nothing is left of it."""
-        descriptor, self._file = self._file, -1
-        os.close(descriptor)
-        self._let_go()
+        """It will never be whole: nothing is left of it, unless the system does not let it be removed."""
+        with contextlib.suppress(OSError):
+            os.close(self._file)
+        self._remove()
+        os.close(self._directory)
 
     def _check_target(self) -> None:
         try:
@@ -90,12 +93,9 @@ class IncomingFile:
         if stat.S_ISDIR(there.st_mode):
             raise IsADirectoryError(self._name)
 
-    def _let_go(self) -> None:
-        try:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._partial, dir_fd=self._directory)
-        finally:
-            os.close(self._directory)
+    def _remove(self) -> None:
+        with contextlib.suppress(OSError):
+            os.unlink(self._partial, dir_fd=self._directory)
 
 
 def _open_directory(root: Path, steps: Sequence[str], *, create: bool) -> int:
@@ -115,9 +115,9 @@ def _open_directory(root: Path, steps: Sequence[str], *, create: bool) -> int:
 
 
 def _create_partial(directory: int) -> tuple[str, int]:
-    """Several guests may share a directory."""
+    """Several guests may share a directory. `check_name` refuses a name with a colon."""
     for number in count():
-        name = f".incoming-{number}"
+        name = f".incoming:{number}"
         with contextlib.suppress(FileExistsError):
             return name, os.open(name, _NEW_FILE, 0o644, dir_fd=directory)
     raise AssertionError("numbers do not end")

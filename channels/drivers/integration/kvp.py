@@ -5,8 +5,9 @@
         driver.pools[KvpPool.EXTERNAL]    # what the host has told
 
 It will: say what Linux's daemon says (NO_MORE_ITEMS where there is no such key or pair, FAIL for an adapter that it cannot
-tell about, NOT_FOUND for one that it cannot set), and give numbers back as texts below 5.0. It will not: have Linux's bugs
-(vmbus.md 8.12, facts 7 to 9, and the short enumeration of 13), or configure anything.
+tell about, NOT_FOUND for one that it cannot set), FAIL for what does not fit an answer (texts of 4.0 hold fewer addresses
+than the bytes of 5.0), and give numbers back as texts below 5.0. It will not: have Linux's bugs (vmbus.md 8.12, facts 7
+to 9, and the short enumeration of 13), or configure anything.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from ...protocol.integration.common import IcMessageType, IcStatus, IcVersion
 from ...protocol.integration.kvp import (
     KVP_BINARY_IP,
     KVP_TEXT_IP,
+    VALUE_AREA,
     WELL_KNOWN_KEYS,
     KvpHeader,
     KvpOperation,
@@ -41,6 +43,7 @@ from ...protocol.integration.kvp_ip import (
     parse_ip_binary,
     parse_ip_text,
 )
+from ...protocol.integration.text import UNIT
 from .component import IntegrationDriver, Request
 
 MOST_PAIRS = 4096
@@ -72,11 +75,14 @@ def well_known_pairs(ip_info: Iterable[IpInfo] = (), **known: str) -> dict[str, 
 
 
 def _network_addresses(ip_info: Iterable[IpInfo]) -> dict[str, str]:
+    """The addresses of all adapters, as many as a value has room for."""
     addresses = [entry.ip for info in ip_info for entry in info.addresses]
-    return {
-        f"NetworkAddressIPv{version}": ";".join(str(address) for address in addresses if address.version == version)
-        for version in (4, 6)
-    }
+    found = {}
+    for version in (4, 6):
+        text = "".join(f"{address};" for address in addresses if address.version == version)
+        room = VALUE_AREA // UNIT  # the NUL takes the place of the last semicolon
+        found[f"NetworkAddressIPv{version}"] = text[:room].rpartition(";")[0]
+    return found
 
 
 class KvpDriver(IntegrationDriver):
@@ -116,9 +122,14 @@ class KvpDriver(IntegrationDriver):
             operation = KvpHeader.unpack(request.body).operation
             if operation in (KvpOperation.GET_IP, KvpOperation.SET_IP):
                 return self._about_ip(operation, request)
-            record = parse_record(request.body)
+            return self._about_pair(request)
         except ProtocolError:
             return IcStatus.INVALID_ARGUMENT, request.body
+        except ValueError:  # what there is to say does not fit
+            return IcStatus.FAIL, request.body
+
+    def _about_pair(self, request: Request) -> tuple[int, bytes]:
+        record = parse_record(request.body)
         pool = self.pools.get(record.pool)
         if pool is None:
             return IcStatus.INVALID_ARGUMENT, request.body

@@ -63,6 +63,8 @@ class VssDriver(IntegrationDriver):
         finally:
             if self.is_frozen:
                 with anyio.CancelScope(shield=True):
+                    # Drivers that end at once take turns again, so that a seed decides whose guest code goes first.
+                    await self.turns.expect(("integration-thaw", channel.channel_id))()
                     await self._thaw()
 
     async def answer(self, request: Request) -> tuple[int, bytes]:

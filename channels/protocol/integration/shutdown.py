@@ -61,11 +61,3 @@ class ShutdownMessage(Wire, frozen=True):
 
 
 SHUTDOWN_SIZE = ShutdownMessage.layout().size
-
-
-def pack_text(message: str) -> bytes:
-    """The text field. `ValueError` for more than 1023 units of UTF-16, and for what is no Unicode text."""
-    data = message.encode("utf-16-le")
-    if len(data) > TEXT_SIZE - 2:
-        raise ValueError(f"a shutdown's text has at most {TEXT_SIZE // 2 - 1} units of UTF-16, not {len(data) // 2}")
-    return data.ljust(TEXT_SIZE, b"\0")
