@@ -3,7 +3,7 @@
     python -m tests.fuzz [--seconds 60] [--target NAME ...] [--seed N] [--json] [--corpus DIR] [--engine auto|atheris|plain]
     python -m tests.fuzz --target NAME --replay FILE
 
-The seconds are shared: with two processors and eighteen targets, 60 seconds are a good six for each, start included.
+The seconds are shared: with two processors and some forty targets, 60 seconds are a good three for each, start included.
 Failing inputs are kept in a folder of the system's temporary directory; without any, nothing is left behind.
 """
 

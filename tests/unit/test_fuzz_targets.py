@@ -117,7 +117,7 @@ def planted(tmp_path: Path) -> Path:
 def test_a_planted_defect_is_found_and_its_file_shows_it_again(planted: Path, engine: str) -> None:
     if find_spec(engine) is None and engine != "plain":
         pytest.skip("atheris is not installed here")
-    result = fuzz(planted, "--target", "planted:magic", "--seconds", "0.5", "--engine", engine, "--seed", "1")
+    result = fuzz(planted, "--target", "planted:magic", "--seconds", "2", "--engine", engine, "--seed", "1")
     assert result.returncode == 1, result.stderr
     assert "KeyError: 'the magic byte'" in result.stdout
     assert "1 failures" in result.stdout
@@ -131,7 +131,7 @@ def test_a_planted_defect_is_found_and_its_file_shows_it_again(planted: Path, en
 
 
 def test_a_process_that_dies_is_a_failure_with_its_last_input(planted: Path) -> None:
-    result = fuzz(planted, "--target", "planted:fatal", "--seconds", "0.3", "--engine", "plain", "--json")
+    result = fuzz(planted, "--target", "planted:fatal", "--seconds", "2", "--engine", "plain", "--json")
     assert result.returncode == 1
     ((failure,),) = (report["failures"] for report in msgspec.json.decode(result.stdout)["reports"])
     assert "the process ended with status 9" in failure["exception"]
