@@ -16,15 +16,17 @@ from .protocol.gparange import GpaRange
 
 
 class GuestBuffer:
-    """See the module. `MemoryAccessError` for a range that is not all inside guest memory.
+    """See the module. `most`: of the ranges, only so many bytes are looked at. `MemoryAccessError` for bytes outside memory.
 
     Offsets and sizes are the caller's to check: they are inside the buffer.
     """
 
     __slots__ = ("_flat", "_starts", "_views", "size")
 
-    def __init__(self, memory: GuestMemory, ranges: Iterable[GpaRange]) -> None:
+    def __init__(self, memory: GuestMemory, ranges: Iterable[GpaRange], most: int | None = None) -> None:
         pieces = _joined(piece for part in ranges for piece in part.pieces())
+        if most is not None:
+            pieces = list(_first(pieces, most))
         self._views = [memory.view(gpa, size) for gpa, size in pieces]
         self._starts = list(accumulate((size for _, size in pieces[:-1]), initial=0))
         self._flat = self._views[0] if len(self._views) == 1 else None
@@ -55,6 +57,15 @@ class GuestBuffer:
             yield span
             size -= len(span)
             index, inside = index + 1, 0
+
+
+def _first(pieces: Iterable[tuple[int, int]], most: int) -> Iterator[tuple[int, int]]:
+    """Those that hold the first `most` bytes."""
+    for gpa, size in pieces:
+        if most <= 0:
+            return
+        yield gpa, min(size, most)
+        most -= size
 
 
 def _joined(pieces: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:

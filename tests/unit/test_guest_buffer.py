@@ -46,3 +46,14 @@ def test_several_ranges_with_offsets_are_one_buffer() -> None:
 def test_pages_outside_of_memory_are_refused() -> None:
     with GuestMemory(16 * PAGE) as memory, pytest.raises(MemoryAccessError):
         GuestBuffer(memory, [GpaRange(2 * PAGE, 0, (15, 16))])
+
+
+def test_only_the_first_bytes_of_ranges_are_looked_at_where_that_is_asked_for() -> None:
+    ranges = [GpaRange(16, PAGE - 8, (2, 0)), GpaRange(8, 0, (99,))]
+    with GuestMemory(4 * PAGE) as memory:
+        GuestBuffer(memory, ranges, 12).write(0, b"twelve bytes")
+        assert memory.read(3 * PAGE - 8, 8) + memory.read(0, 8) == b"twelve bytes".ljust(16, b"\0")
+        assert GuestBuffer(memory, ranges, 16).size == 16
+        assert GuestBuffer(memory, ranges, 0).size == 0
+        with pytest.raises(MemoryAccessError):
+            GuestBuffer(memory, ranges, 17)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from broker.errors import MemoryAccessError, ProtocolError
 from broker.memory import GuestMemory
 
+from ...buffer import GuestBuffer
 from ...protocol.packet import Packet, PacketType
 from ...protocol.storage.srb import DataDirection, ScsiRequest
 from ...protocol.storage.vstor import MAX_TRANSFER
@@ -19,7 +20,7 @@ from .refused import Refused
 class DataBuffer:
     """See the module. `Refused` where the request is not as it has to be."""
 
-    __slots__ = ("_direction", "_views", "cost", "size")
+    __slots__ = ("_direction", "_memory", "cost", "size")
 
     def __init__(self, memory: GuestMemory, packet: Packet, request: ScsiRequest) -> None:
         self.size = request.transfer_length
@@ -27,39 +28,24 @@ class DataBuffer:
         self.cost = 0
         """Bytes that the disk worked on without moving them, as far as the command has said so."""
         self._direction = request.direction
-        self._views: list[memoryview] = []
-        if self.size > MAX_TRANSFER:
-            raise Refused
-        left = self.size
-        if packet.packet_type is PacketType.GPA_DIRECT:
-            try:
-                for part in packet.gpa_ranges():
-                    for gpa, size in part.pieces() if left else ():
-                        used = size if size < left else left
-                        if used:
-                            self._views.append(memory.view(gpa, used))
-                            left -= used
-            except (ProtocolError, MemoryAccessError):
-                raise Refused from None
-        if left:
+        try:
+            ranges = packet.gpa_ranges() if packet.packet_type is PacketType.GPA_DIRECT else ()
+            self._memory = GuestBuffer(memory, ranges, min(self.size, MAX_TRANSFER))
+        except (ProtocolError, MemoryAccessError):
+            raise Refused from None
+        if self._memory.size < self.size:
             raise Refused
 
     def take(self, size: int) -> bytes:
         """The first `size` bytes, for the disk. `Refused` where there are fewer, or data go the other way."""
         if size > self.size or (size and self._direction != DataDirection.TO_DISK):
             raise Refused
-        if len(self._views) == 1:
-            return bytes(self._views[0][:size])
-        return b"".join(self._views)[:size]
+        return self._memory.read(0, size)
 
     def give(self, data: bytes) -> int:
         """Store what the disk tells: how many bytes that were. `Refused` as in `take`, and then nothing is stored."""
         size = len(data)
         if size > self.size or (size and self._direction != DataDirection.FROM_DISK):
             raise Refused
-        done = 0
-        for view in self._views:
-            part = data[done : done + len(view)]
-            view[: len(part)] = part
-            done += len(part)
+        self._memory.write(0, data)
         return size

@@ -11,6 +11,7 @@ from broker.errors import BrokerError, HostError
 from broker.hvdef import PAGE_SIZE
 from broker.memory import GuestMemory
 
+from ...buffer import GuestBuffer
 from ...pages import GuestPages
 from ...protocol.gparange import GpaRange, page_count
 from ...protocol.storage import MAX_TRANSFER
@@ -20,33 +21,18 @@ MOST_PAGES = 1024
 """Pages of all buffers: 4 MiB; less where the guest has fewer than twice as many."""
 
 
-class Buffer:
+class Buffer(GuestBuffer):
     """Whole pages of guest memory, which need not be adjacent."""
 
-    __slots__ = ("_views", "gpns")
+    __slots__ = ("gpns",)
 
     def __init__(self, memory: GuestMemory, gpns: tuple[int, ...]) -> None:
+        super().__init__(memory, [GpaRange(len(gpns) * PAGE_SIZE, 0, gpns)])
         self.gpns = gpns
-        whole = GpaRange(len(gpns) * PAGE_SIZE, 0, gpns)
-        self._views = [memory.view(gpa, size) for gpa, size in whole.pieces()]
 
     def range(self, size: int) -> GpaRange:
         """The first `size` bytes, for a packet."""
         return GpaRange(size, 0, self.gpns[: page_count(size, 0)])
-
-    def write(self, data: bytes) -> None:
-        """Store data at the start."""
-        done = 0
-        for view in self._views:
-            part = data[done : done + len(view)] if done or len(data) > len(view) else data
-            view[: len(part)] = part
-            done += len(part)
-
-    def read(self, size: int) -> bytes:
-        """A copy of the first `size` bytes."""
-        if len(self._views) == 1:
-            return bytes(self._views[0][:size])
-        return b"".join(self._views)[:size]
 
 
 class BufferPool:

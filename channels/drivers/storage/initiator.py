@@ -185,7 +185,7 @@ class ScsiInitiator:
         buffer = await self._pool.take(size) if size else None
         try:
             if buffer is not None and data_out:
-                buffer.write(data_out)
+                buffer.write(0, data_out)
             queue = await self._line.wait_for(self._free_queue)
         except BaseException:
             if buffer is not None:
@@ -334,7 +334,7 @@ def _reply(pending: Pending, answer: VstorPacket) -> ScsiReply:
         raise ProtocolError("SCSI answer", 12, f"at most {request.size} bytes moved", f"{srb.transfer_length}")
     data = b""
     if pending.direction == DataDirection.FROM_DISK and request.buffer is not None:
-        data = request.buffer.read(srb.transfer_length)
+        data = request.buffer.read(0, srb.transfer_length)
     return ScsiReply(
         pending.lun,
         pending.opcode,
