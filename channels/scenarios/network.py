@@ -36,10 +36,12 @@ async def exchange(sender: NetworkClient, receiver: NetworkClient, stage: Stage)
         begin = sender.turns.expect(("scenario", int.from_bytes(sender.address[-2:], "big")))
 
         async def send() -> None:
-            await begin()
-            for start in range(0, count, BATCH):
-                await sender.send_batch(frames[start : start + BATCH])
-            sender.turns.leave()
+            try:
+                await begin()
+                for start in range(0, count, BATCH):
+                    await sender.send_batch(frames[start : start + BATCH])
+            finally:
+                sender.turns.leave()
 
         group.start_soon(send)
         while came < count:
@@ -80,9 +82,11 @@ async def _play(stage: Stage) -> None:
                 begin = first.turns.expect(("scenario", 0))
 
                 async def back() -> None:
-                    await begin()
-                    await exchange(second, first, stage)
-                    first.turns.leave()
+                    try:
+                        await begin()
+                        await exchange(second, first, stage)
+                    finally:
+                        first.turns.leave()
 
                 group.start_soon(back)
                 await exchange(first, second, stage)

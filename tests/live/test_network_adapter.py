@@ -6,6 +6,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 
+import anyio
 import pytest
 from structlog.testing import capture_logs
 
@@ -17,7 +18,7 @@ from channels.protocol.network import nvsp, rndis
 from channels.protocol.network.frames import BROADCAST, Frame, PacketInfo, pack_frame
 from channels.protocol.network.nvsp import NvspVersion
 from channels.protocol.network.oids import Oid, PacketFilter, pack_rss_parameters
-from channels.protocol.packet import PacketType, pack_transfer_pages
+from channels.protocol.packet import Packet, PacketType, pack_transfer_pages
 
 from .network_support import INSTANCES, RawNic, Sink, loses_its_channel, plugged, send_data_batch
 
@@ -250,6 +251,59 @@ async def test_revoked_buffers_are_not_used_and_new_ones_taken() -> None:
         assert await nic.send_data(DATA) == nvsp.RndisPacketComplete(1)
 
 
+class Stuck(Sink):
+    """Takes nothing before it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_stuck = True
+
+    async def send(self, frames: Sequence[Frame]) -> None:
+        wakeup = self.station.turns.wakeup(("test", 0))
+        while self.is_stuck:
+            self.station.when_room(wakeup)
+            await wakeup.wait()
+        await super().send(frames)
+
+    def go_on(self) -> None:
+        self.is_stuck = False
+        self.station.tell_room()
+
+
+@pytest.mark.parametrize(("is_torn_down", "status"), [(False, 1), (True, 2)])
+async def test_a_send_buffer_that_goes_while_packets_wait_costs_those_at_most(is_torn_down: bool, status: int) -> None:
+    backend = Stuck()
+    adapter = NetworkAdapter(INSTANCES[0], backend)
+    async with plugged(adapter) as stage:
+        nic = await (await RawNic.open(stage.client)).ready()
+        await send_data_batch(nic, 1, DATA)
+        await stage.partition.settled()  # the back end has this one, and the next ones wait
+        await send_data_batch(nic, 3, DATA)
+        await stage.partition.settled()
+        await nic.tell(nvsp.RevokeSendBuffer())
+        if is_torn_down:
+            await stage.client.teardown_gpadl(nic.send_gpadl)
+        await stage.partition.settled()
+        backend.go_on()
+        answers = [nvsp.parse_from_host((await nic.channel.receive()).payload) for _ in range(4)]
+        assert answers == [nvsp.RndisPacketComplete(1)] + [nvsp.RndisPacketComplete(status)] * 3
+        assert len(backend.frames) == (1 if is_torn_down else 4)
+        assert adapter.statistics().dropped_closed == (3 if is_torn_down else 0)
+        assert await nic.control(rndis.KeepAlive(9)) == rndis.KeepAliveComplete(9)
+
+
+@pytest.mark.parametrize("kind", ["payload", "ranges"])
+async def test_a_packet_larger_than_any_driver_makes_is_not_kept(kind: str) -> None:
+    async with plugged(NetworkAdapter(INSTANCES[0], Sink())) as stage:
+        nic = await (await RawNic.open(stage.client)).ready()
+        payload = nvsp.RndisPacket(0).padded(NvspVersion.V6_1)
+        if kind == "payload":
+            action = nic.channel.send(payload.ljust(4104, b"\0"), 1, completion=True)
+        else:
+            action = nic.channel.send_gpa_direct([GpaRange(1, 0, (nic.page,))] * 254, payload, 1)
+        await loses_its_channel(stage, action, "at most 4096 bytes")
+
+
 # frames for the guest
 
 
@@ -322,6 +376,85 @@ async def test_frames_beyond_the_mtu_are_dropped_and_a_vlan_tag_is_not() -> None
         assert found == fits
         await stage.partition.settled()
         assert adapter.statistics().dropped_size == 3
+
+
+async def test_frames_that_the_guest_can_never_have_do_not_wait() -> None:
+    sink = Sink()
+    adapter = NetworkAdapter(INSTANCES[0], sink, queue_size=4)
+    async with plugged(adapter) as stage:
+        await (await (await RawNic.open(stage.client)).ready(receive_pages=1)).listen()
+        big = [frame(BROADCAST, number, 100_000) for number in range(50)]
+        assert sink.station.deliver(big) == 50
+        assert adapter.statistics().dropped_size == 50
+
+
+@pytest.mark.parametrize("message", [
+    rndis.Set.of(5, Oid.PACKET_FILTER, bytes(4)), rndis.Reset(), rndis.Halt(5),
+], ids=["no filter", "reset", "halt"])  # fmt: skip
+async def test_a_guest_that_listens_no_more_lets_those_go_that_wait_for_it(message: rndis.RndisMessage) -> None:
+    sink = Sink()
+    adapter = NetworkAdapter(INSTANCES[0], sink, queue_size=4)
+    async with plugged(adapter) as stage:
+        nic = await (await (await RawNic.open(stage.client)).ready()).listen()
+        burst = [frame(BROADCAST, number) for number in range(100)]
+        done = 0
+        while taken := sink.station.deliver(burst[done:]):
+            done += taken
+            await stage.partition.settled()
+        wakeup = nic.channel.turns.wakeup(("test", 0))
+        sink.station.when_room(wakeup)
+        async with anyio.create_task_group() as group:
+            group.start_soon(wakeup.wait)
+            await stage.partition.settled()
+            assert await nic.send_control(message.pack()) == nvsp.RndisPacketComplete(1)
+        assert sink.station.deliver(burst[done:]) == 100 - done
+        assert adapter.statistics().filtered == 4 + 100 - done
+
+
+async def test_a_link_that_flaps_while_the_guest_takes_nothing_is_told_once() -> None:
+    sink = Sink()
+    adapter = NetworkAdapter(INSTANCES[0], sink)
+    async with plugged(adapter) as stage:
+        nic = await (await RawNic.open(stage.client)).ready(receive_pages=1)
+        await nic.listen()
+        held: list[Packet] = []
+        for number in range(1, 41):
+            adapter.set_link(up=number % 2 == 0)
+            await stage.partition.settled()
+            if not held:
+                held.append(await nic.next_of_type_7())
+        await nic.complete(held[0])
+        message = rndis.KeepAlive(1)
+        assert await nic.send_control(message.pack()) == nvsp.RndisPacketComplete(1)
+        packet = await nic.next_of_type_7()
+        ((size, offset),) = nic.ranges(packet)
+        assert rndis.parse_control_from_host(nic.read(offset, size)) == rndis.IndicateStatus(0x4001000B)
+        await nic.complete(packet)
+        packet = await nic.next_of_type_7()
+        ((size, offset),) = nic.ranges(packet)
+        assert rndis.parse_control_from_host(nic.read(offset, size)) == rndis.KeepAliveComplete(1)
+
+
+async def test_a_channel_that_is_opened_again_and_again_leaves_one_table_for_the_guest_to_read() -> None:
+    adapter = NetworkAdapter(INSTANCES[0], Sink(), max_subchannels=1)
+    async with plugged(adapter) as stage:
+        nic = await (await RawNic.open(stage.client)).ready()
+        assert await nic.ask(nvsp.Subchannels(1, 1)) == nvsp.SubchannelsComplete(1, 1)
+        for _ in range(3):  # 16 KiB of completions, which it does not read
+            await send_data_batch(nic, 200, DATA)
+            await stage.partition.settled()
+        offer = await stage.client.wait_offer(nic.channel.offer.interface_id, INSTANCES[0], 1)
+        for _ in range(10):
+            await stage.client.close(await stage.client.open(offer, ring_pages=(2, 2)))
+            await stage.partition.settled()
+        session = adapter._session
+        assert session is not None
+        assert len(session.notices) == 1
+        while (packet := await nic.channel.receive()).packet_type is not PacketType.IN_BAND:
+            pass
+        table = nvsp.parse_from_host(packet.payload)
+        assert isinstance(table, nvsp.IndirectionTable)
+        assert table.entries() == (0, 1) * 8
 
 
 OWN = b"\x00\x15\x5d\x00\x00\x01"
@@ -425,7 +558,7 @@ SETS = {
     "no addresses": (Oid.MULTICAST_LIST, b"", 0),
     "a table": (Oid.RECEIVE_SCALE_PARAMETERS, pack_rss_parameters((0, 1) * 8), 0),
     "a table of channels that there are not": (Oid.RECEIVE_SCALE_PARAMETERS, pack_rss_parameters((0, 2)), 0xC0010015),
-    "no table": (Oid.RECEIVE_SCALE_PARAMETERS, bytes(36), 0xC0010015),
+    "no table": (Oid.RECEIVE_SCALE_PARAMETERS, bytes(40), 0xC0010015),
     "no offload": (Oid.OFFLOAD_PARAMETERS, bytes.fromhex("80011400") + bytes(16), 0),
     "an offload": (Oid.OFFLOAD_PARAMETERS, bytes.fromhex("80011400") + b"\4" * 11 + bytes(5), 0xC00000BB),
 }

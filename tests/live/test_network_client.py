@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from functools import partial
 
 import anyio
 import pytest
@@ -301,7 +302,35 @@ async def test_requests_of_several_tasks_take_turns_and_a_cancelled_one_leaves_n
         assert await nic.query(0x12345678) is None
 
 
+async def test_a_request_that_is_given_up_before_the_host_has_read_it_does_not_spoil_the_next() -> None:
+    async with plugged(NetworkAdapter(INSTANCES[0], Loopback())) as stage, NetworkClient.open(stage.client) as nic:
+        for moment in range(12):
+            for request in (partial(nic.query, Oid.MAXIMUM_FRAME_SIZE), nic.reset):
+                with anyio.CancelScope() as scope:
+                    async with anyio.create_task_group() as group:
+                        group.start_soon(request)
+                        for _ in range(moment):
+                            await anyio.lowlevel.checkpoint()
+                        scope.cancel()
+                assert await nic.query(Oid.PERMANENT_ADDRESS) == nic.address
+        await nic.set_packet_filter(PacketFilter.PROMISCUOUS)
+        frames = [frame_to(nic)]
+        assert await echoed(nic, frames) == frames
+
+
 # ends
+
+
+@pytest.mark.parametrize("seed", [None, 1, 2, 3])
+async def test_what_was_sent_before_the_end_goes_out(seed: int | None) -> None:
+    sink = Sink()
+    async with plugged(NetworkAdapter(INSTANCES[0], sink), seed=seed) as stage:
+        for size in (60, 1514):
+            async with NetworkClient.open(stage.client, send_pages=16) as nic:
+                frames = [frame_to(nic, number, size) for number in range(8)]
+                await nic.send_batch(frames)
+            assert sink.frames == frames
+            sink.frames.clear()
 
 
 async def test_an_adapter_can_be_opened_again_and_again_and_gives_all_pages_back() -> None:

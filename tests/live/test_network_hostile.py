@@ -237,6 +237,7 @@ PACKETS = {
     "a completion that is none": (pack_packet(0xB, bytes(8), 7), "RNDIS_PACKET_COMPLETE"),
     "an empty completion": (pack_packet(0xB, b"", 7), "8 bytes"),
     "a range outside of the buffer": (nvsp.pack_receive(0xCAFE, [8, 32761], DATA_PACKET, 1), "an end within 32768"),
+    "a range larger than a suballocation": (nvsp.pack_receive(0xCAFE, [1793, 0], DATA_PACKET, 1), "1792 bytes"),
     "another set": (nvsp.pack_receive(1, [8, 0], nvsp.RndisPacket(0).pack(), 1), "in the receive buffer"),
     "frames that are none": (nvsp.pack_receive(0xCAFE, [60, 0], nvsp.RndisPacket(0).pack(), 1), "RNDIS packet"),
     "more frames than there is room for": (nvsp.pack_receive(0xCAFE, [44, 0] * 19, DATA_PACKET, 1), "18 ranges at once"),

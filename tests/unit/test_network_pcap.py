@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.errors import ConfigurationError, DamagedDocument
+from broker.errors import ConfigurationError, DamagedDocument, HostError
 from channels.devices.network import PcapFile, Replay, read_pcap
 from channels.protocol.network.frames import Frame
 
@@ -51,6 +51,25 @@ def test_a_closed_file_takes_no_more_and_closes_again(tmp_path: Path) -> None:
     pcap.close()
     pcap.write(FRAMES, 0)
     assert pcap.count == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_a_full_disk_is_one_sentence_and_hides_no_other_error() -> None:
+    with (
+        pytest.raises(HostError, match="ends early, after about 0 frames: No space left"),
+        PcapFile("/dev/full") as pcap,
+    ):
+        pcap.write([Frame(bytes(1514))] * 1000, 0)
+    with pytest.raises(HostError, match=r"/dev/full ends early"), PcapFile("/dev/full") as pcap:
+        pcap.write(FRAMES, 0)
+
+    def fail() -> None:
+        with PcapFile("/dev/full") as pcap:
+            pcap.write(FRAMES, 0)
+            raise ZeroDivisionError("own")
+
+    with pytest.raises(ZeroDivisionError, match="own"):
+        fail()
 
 
 @pytest.mark.parametrize("path", ["nowhere/frames.pcap", "."])
@@ -94,6 +113,23 @@ def test_another_link_type_and_short_frames_are_one_sentence(tmp_path: Path) -> 
     path.write_bytes(data[:24] + struct.pack("=IIII", 0, 0, 13, 13) + bytes(13))
     with pytest.raises(DamagedDocument, match="a frame of 13 bytes"):
         Replay(path)
+
+
+@pytest.mark.parametrize("size", [262_145, 0x7FFFFFFF, 0xFFFFFFFF])
+def test_a_length_that_is_none_is_not_read(tmp_path: Path, size: int) -> None:
+    path = written(tmp_path / "frames.pcap")
+    with path.open("ab") as file:
+        file.write(struct.pack("=IIII", 0, 0, size, size) + bytes(60))
+    with pytest.raises(DamagedDocument, match=f"a record of {size} bytes"):
+        Replay(path)
+
+
+def test_microseconds_of_a_date_of_today_are_exact(tmp_path: Path) -> None:
+    path, data = tmp_path / "frames.pcap", FRAMES[0].data
+    times = [(1_700_000_000, 28), (1_700_000_000, 49), (1_764_000_000, 999_999)]
+    records = [struct.pack("<IIII", *time, len(data), len(data)) + data for time in times]
+    path.write_bytes(struct.pack("<IHHIIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 1) + b"".join(records))
+    assert [tick for tick, _ in read_pcap(path)] == [seconds * 10_000_000 + micro * 10 for seconds, micro in times]
 
 
 def test_files_of_microseconds_and_of_the_other_byte_order_are_read(tmp_path: Path) -> None:

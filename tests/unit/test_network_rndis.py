@@ -91,7 +91,9 @@ def test_receive_scale_structures_have_the_layout_of_the_kernel() -> None:
     assert parse_rss_capabilities(capabilities) == 4
     table = (0, 1, 2, 3) * 4
     parameters = pack_rss_parameters(table)
-    assert parameters[:18].hex() == "89022400" + "0000" + "0000" + "00000000" + "4000" + "24000000"
+    table_at_40 = "4000" + "0000" + "28000000"
+    assert parameters[:20].hex() == "89022800" + "0000" + "0000" + "00000000" + table_at_40
+    assert len(parameters) == 40 + 64
     assert parse_rss_table(parameters) == table
     assert parse_rss_table(parameters[:4] + b"\x04\0" + parameters[6:]) == (), "the guest leaves it as it is"
 
@@ -101,8 +103,8 @@ def test_receive_scale_structures_that_lie_are_refused() -> None:
     with pytest.raises(ProtocolError):
         parse_rss_table(bytes(parameters[:-1]))
     with pytest.raises(ProtocolError):
-        parse_rss_table(bytes(parameters[:35]))
-    for at, value in ((12, 6), (12, 4 * 129), (14, 37)):
+        parse_rss_table(bytes(parameters[:39]))
+    for at, value in ((12, 6), (12, 4 * 129), (16, 41)):
         changed = bytearray(parameters)
         struct.pack_into("<H", changed, at, value)
         with pytest.raises(ProtocolError):

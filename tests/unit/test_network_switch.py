@@ -113,6 +113,17 @@ async def test_a_lossless_switch_waits_for_room_and_loses_nothing() -> None:
     assert switch.ports[1].statistics().dropped == b.dropped == 0
 
 
+async def test_waits_that_are_given_up_leave_nothing_at_the_port_that_is_full() -> None:
+    switch, a, b = VirtualSwitch(), Hand(A), Hand(B, room=0)
+    joined(switch, a, b)
+    for _ in range(5):
+        async with anyio.create_task_group() as group:
+            group.start_soon(switch.ports[0].send, [frame(B, A)])
+            await anyio.wait_all_tasks_blocked()
+            group.cancel_scope.cancel()
+    assert len(set(b._waiting)) == 1
+
+
 async def test_another_switch_drops_and_counts_what_is_beyond_the_queue() -> None:
     switch, a, b = VirtualSwitch(lossless=False), Hand(A), Hand(B, room=3)
     joined(switch, a, b)

@@ -111,9 +111,7 @@ class NetworkAdapter(Device):
         self.link_up = up
         if self._session is not None:
             if not up:
-                for lane in self._session.lanes.values():
-                    lane.drop_frames()
-                self.tell_room()
+                self._session.drop_frames()
             self._session.wake()
 
     def statistics(self) -> AdapterStatistics:

@@ -20,6 +20,11 @@ RESERVED = 16
 """Suballocations that are kept for control messages, or a quarter where there are few."""
 
 
+def suballocation_size(frame_size: int) -> int:
+    """Bytes of a suballocation for frames of up to `frame_size` bytes."""
+    return frame_size + RECEIVE_OVERHEAD + 63 & ~63
+
+
 class SharedBuffer:
     """A buffer in a GPADL. `ProtocolError` for a GPADL that the channel does not have, or pages outside memory."""
 
@@ -78,7 +83,7 @@ class ReceiveBuffer(SharedBuffer):
 
     def __init__(self, channel: DeviceChannel, gpadl_id: int, buffer_id: int, frame_size: int) -> None:
         super().__init__(channel, gpadl_id, buffer_id)
-        self.section_size = frame_size + RECEIVE_OVERHEAD + 63 & ~63
+        self.section_size = suballocation_size(frame_size)
         """Bytes of a suballocation."""
         self.count = self.memory.size // self.section_size
         """Suballocations."""

@@ -8,13 +8,14 @@ signal.
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable
 
 import anyio
 import anyio.abc
 
-from broker.errors import ProtocolError
+from broker.errors import OfferRefused, ProtocolError
 
 from ...protocol.network import nvsp
 from ...protocol.network.frames import Frame, pack_frame, parse_frames
@@ -30,11 +31,13 @@ from ...protocol.network.nvsp import (
 )
 from ...protocol.packet import Packet, PacketType, pack_in_band
 from ..device import DeviceChannel
-from .buffers import ReceiveBuffer
+from .buffers import ReceiveBuffer, SendBuffer
 from .session import Session
 
 MAX_PENDING = 4096
 """Packets of the guest that wait to be forwarded; further ones are answered with status 6 and dropped."""
+MAX_PACKET = 4096
+"""Bytes of ranges and payload of a packet; 34 pieces of memory, which a guest is told it may name, take a quarter of it."""
 MAX_MESSAGE = 1 << 17
 """Bytes of the RNDIS messages of one packet."""
 FORWARDED = 64
@@ -43,8 +46,6 @@ MAX_RANGES = 32
 """Frames in one packet to the guest."""
 BURST = 8 * MAX_RANGES
 """Frames that are sent to the guest at once."""
-VLAN_TAG = 4
-"""Bytes by which a tagged frame may exceed the MTU."""
 
 
 class Lane:
@@ -59,8 +60,8 @@ class Lane:
         self._counters = session.adapter.counters
         self._to_send = channel.turns.wakeup(("network-deliver", channel.channel_id))
         self._to_forward = channel.turns.wakeup(("network-forward", channel.channel_id))
-        self._pending: deque[tuple[Packet, int, int]] = deque()
-        """Packet, send section, bytes in it."""
+        self._pending: deque[tuple[Packet, SendBuffer | None, int, int]] = deque()
+        """Packet, the buffer that its section is in, section, bytes in it."""
         self._sent: dict[int, tuple[ReceiveBuffer, tuple[int, ...]]] = {}
         """Suballocations that the guest has, by transaction ID."""
         self._next_id = 1
@@ -126,8 +127,10 @@ class Lane:
                     number, channel_type, section, size = unpack(payload)
                     if number == NvspType.RNDIS_PACKET and channel_type == ChannelType.DATA:
                         self._session.check_ready("RNDIS_PACKET")
+                        if (total := len(payload) + len(packet.header)) > MAX_PACKET:
+                            raise ProtocolError("RNDIS_PACKET", 0, f"at most {MAX_PACKET} bytes", f"{total}")
                         if len(pending) < MAX_PENDING:
-                            pending.append((packet, section, size))
+                            pending.append((packet, self._buffer_of(section), section, size))
                         else:
                             refused.append((packet, self._status(NvspStatus.BUSY)))
                         continue
@@ -161,7 +164,11 @@ class Lane:
             session.check_ready("RNDIS_PACKET")
             if message.channel_type != ChannelType.CONTROL:
                 raise ProtocolError("RNDIS_PACKET", 4, "channel type 0 or 1", f"{message.channel_type}")
-            status = session.answer_control(self._fetch(packet, message.section, message.section_bytes))
+            section = message.section
+            data = self._fetch(packet, self._buffer_of(section), section, message.section_bytes)
+            status = session.answer_control(data)
+            if not session.rndis.filter:
+                session.drop_frames()
             await channel.complete(packet, self._status(status))
             if session.rndis.filter and not self._backend_runs:
                 self._backend_runs = True
@@ -170,7 +177,8 @@ class Lane:
         elif isinstance(message, nvsp.Subchannels):
             granted = session.grant_subchannels(message)
             await channel.complete(packet, granted.padded(session.version))
-            await channel.offer_subchannels(granted.count)
+            with contextlib.suppress(OfferRefused):  # the server has no channel IDs left
+                await channel.offer_subchannels(granted.count)
         else:
             await channel.complete(packet, session.answer(message))
             self.wake()
@@ -185,9 +193,14 @@ class Lane:
             frames: list[Frame] = []
             answers: list[tuple[Packet, bytes]] = []
             success, invalid = self._status(NvspStatus.SUCCESS), self._status(NvspStatus.INVALID_RNDIS)
+            failure = self._status(NvspStatus.FAILURE)
             for _ in range(min(len(pending), FORWARDED)):
-                packet, section, size = pending.popleft()
-                data = self._fetch(packet, section, size)
+                packet, buffer, section, size = pending.popleft()
+                if buffer is not None and not buffer.is_there:
+                    counters.dropped_closed += 1
+                    answers.append((packet, failure))
+                    continue
+                data = self._fetch(packet, buffer, section, size)
                 try:
                     frames += parse_frames(data)
                     answers.append((packet, success))
@@ -201,14 +214,18 @@ class Lane:
                 await adapter.backend.send(frames)
             await self._channel.complete_batch(answers)
 
-    def _fetch(self, packet: Packet, section: int, size: int) -> bytes:
+    def _buffer_of(self, section: int) -> SendBuffer | None:
+        """The buffer that this section is in, now that its packet has come: it is read from later, also when revoked."""
+        if section == NO_SECTION:
+            return None
+        buffer = self._session.send_buffer
+        if buffer is None:
+            raise ProtocolError("RNDIS_PACKET", 8, "no section without a send buffer", f"section {section}")
+        return buffer
+
+    def _fetch(self, packet: Packet, buffer: SendBuffer | None, section: int, size: int) -> bytes:
         """The RNDIS messages of a packet. `ProtocolError` for memory that there is not."""
-        data = b""
-        if section != NO_SECTION:
-            buffer = self._session.send_buffer
-            if buffer is None:
-                raise ProtocolError("RNDIS_PACKET", 8, "no section without a send buffer", f"section {section}")
-            data = buffer.read(section, size)
+        data = b"" if buffer is None else buffer.read(section, size)
         if packet.packet_type is PacketType.GPA_DIRECT:
             data += self._channel.read_ranges(packet.gpa_ranges(), MAX_MESSAGE - len(data))
         return data
@@ -235,7 +252,7 @@ class Lane:
         buffer = session.receive_buffer
         if buffer is None:
             return packets
-        link = session.link_notice()
+        link = session.link_notice() if buffer.room(for_control=True) else None
         if link is not None:
             session.answers.append(link.pack())
         while session.answers and buffer.room(for_control=True):
@@ -260,16 +277,10 @@ class Lane:
         packets: list[bytes] = []
         ranges: list[int] = []
         numbers: list[int] = []
-        section_size, longest = buffer.section_size, session.frame_size + VLAN_TAG
+        section_size = buffer.section_size
         take, write = buffer.take, buffer.memory.write
-        room = min(buffer.room(), BURST)
-        while room > 0 and frames:
-            frame = frames.popleft()
-            data = pack_frame(frame)
-            if len(data) > section_size or len(frame.data) > longest:
-                counters.dropped_size += 1
-                continue
-            room -= 1
+        for _ in range(min(buffer.room(), BURST, len(frames))):
+            data = pack_frame(frames.popleft())
             number = take()
             at = number * section_size
             write(at, data)

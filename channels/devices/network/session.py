@@ -24,11 +24,12 @@ from ...protocol.network.frames import (
     USUAL_MTU,
     Frame,
     flow_hash,
+    packed_size,
 )
 from ...protocol.network.nvsp import SECTION_SIZE, TABLE_SIZE, NvspMessage, NvspStatus, NvspVersion
 from ...protocol.network.rndis import IndicateStatus, RndisStatus
 from ..device import DeviceChannel
-from .buffers import ReceiveBuffer, SendBuffer
+from .buffers import ReceiveBuffer, SendBuffer, suballocation_size
 from .rndis import RndisAnswers
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 USUAL_FRAME = USUAL_MTU + ETHERNET_HEADER
 """Bytes of the largest frame where the guest does not say (version 1)."""
+VLAN_TAG = 4
+"""Bytes by which a tagged frame may exceed the MTU."""
 MAX_ANSWERS = 64
 """Control messages that wait to go to the guest; a guest that asks for more without reading loses its channel."""
 
@@ -154,7 +157,9 @@ class Session:
         self.lanes[lane.index] = lane
         if self._granted and len(self.lanes) == self._granted + 1:
             table = [entry % len(self.lanes) for entry in range(TABLE_SIZE)]
-            self.notices.append(nvsp.IndirectionTable.of(table))
+            notice = nvsp.IndirectionTable.of(table)
+            if notice not in self.notices:  # a guest that reads none of them may open its channels again and again
+                self.notices.append(notice)
             self.wake()
 
     def remove_lane(self, lane: Lane) -> None:
@@ -176,6 +181,7 @@ class Session:
             counters.dropped_closed += len(frames)
             return len(frames)
         only = next(iter(self.lanes.values())) if len(self.lanes) == 1 else None
+        longest, most = self.frame_size + VLAN_TAG, suballocation_size(self.frame_size)
         last, is_wanted, taken = b"", False, 0
         for frame in frames:
             destination = frame.data[:6]
@@ -183,6 +189,8 @@ class Session:
                 last, is_wanted = destination, wants(destination)
             if not is_wanted:
                 counters.filtered += 1
+            elif len(frame.data) > longest or (frame.info and packed_size(frame) > most):
+                counters.dropped_size += 1
             else:
                 lane = only or self._lane_of(frame)
                 if lane is None:
@@ -195,6 +203,12 @@ class Session:
         if taken:
             self.wake()
         return taken
+
+    def drop_frames(self) -> None:
+        """The guest wants none of those that wait any more."""
+        for lane in self.lanes.values():
+            lane.drop_frames()
+        self.adapter.tell_room()
 
     def link_notice(self) -> IndicateStatus | None:
         """What has happened to the link since the guest last heard of it."""

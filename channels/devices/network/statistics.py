@@ -11,13 +11,13 @@ class AdapterStatistics(msgspec.Struct, frozen=True):
     from_guest: int
     to_guest: int
     filtered: int
-    """Not for this guest by its packet filter, its link is down, or it does not listen yet."""
+    """Not for this guest by its packet filter, its link is down, or it does not listen (any more)."""
     dropped_full: int
     """For the guest, while its queue was full."""
     dropped_size: int
     """For the guest, and larger than its MTU."""
     dropped_closed: int
-    """In the queue when the guest let go of its channel or its buffer."""
+    """On their way when the guest let go of its channel or its buffer; packets from the guest: answered with status 2."""
     dropped_link_down: int
     """From the guest, while the link was down."""
     dropped_busy: int

@@ -76,7 +76,7 @@ class NetworkClient:
         self._lanes: dict[int, GuestLane] = {}
         self._pages = own_pages
         self._pages += client.pages.allocate(1)
-        self._control = RndisControl(channel, self._pages[0], agreement.version)
+        self._control = RndisControl(channel, self._pages[0], agreement.version, group)
         self._sender: FrameSender | None = None
         """None before the adapter has said how it takes frames."""
         self._arrived: deque[tuple[GuestLane, Packet, list[Frame]]] = deque()

@@ -1,9 +1,17 @@
-"""RNDIS requests of a driver: one at a time over the primary channel, from a page of their own, answered by ID."""
+"""RNDIS requests of a driver: one at a time over the primary channel, from a page of their own, answered by ID.
+
+Whoever asks may give up. The page is the host's until the host has completed the packet, so a task of the adapter's carries
+each request, and the next one waits for it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
+import anyio.abc
+
 from broker.access import Wakeup
-from broker.errors import BrokerError, ProtocolError
+from broker.errors import BrokerError, ChannelClosed, ConnectionFailed, ProtocolError
 from broker.hvdef import PAGE_SIZE
 from broker.hvdef.registers import PAGE_SHIFT
 
@@ -17,9 +25,10 @@ from ...protocol.network.rndis import RndisMessage, RndisStatus
 class RndisControl:
     """See the module. Whoever reads the channel hands in what comes (`take`), and why it ends (`fail`)."""
 
-    def __init__(self, channel: GuestChannel, gpn: int, version: NvspVersion) -> None:
-        """`gpn`: a page for requests."""
+    def __init__(self, channel: GuestChannel, gpn: int, version: NvspVersion, group: anyio.abc.TaskGroup) -> None:
+        """`gpn`: a page for requests; `group`: for what carries them."""
         self._channel = channel
+        self._group = group
         self._gpn = gpn
         self._version = version
         self._next_id = 1
@@ -29,7 +38,8 @@ class RndisControl:
         self._failure: BrokerError | None = None
         self._given_up: set[int] = set()
         """IDs of requests that were cancelled: their answers may come yet, and are for nobody."""
-        self._is_busy = False
+        self._is_carried = False
+        """The host has not completed the packet of the last request."""
         self._changed: Wakeup = channel.turns.wakeup(("network-control", channel.channel_id))
 
     async def initialize(self) -> rndis.InitializeComplete:
@@ -69,7 +79,10 @@ class RndisControl:
 
     async def halt(self) -> None:
         """Stop; there is no answer."""
-        await self._send(rndis.Halt(self._new_id()))
+        await self._begin(rndis.Halt(self._new_id()), None)
+        while self._is_carried:
+            self._check()
+            await self._changed.wait()
 
     def take(self, message: RndisMessage) -> None:
         """An answer has come. `ProtocolError` for one that nobody asked for."""
@@ -88,36 +101,49 @@ class RndisControl:
         self._changed.notify()
 
     async def _request(self, message: RndisMessage) -> RndisMessage:
-        while self._is_busy:
-            self._check()
-            await self._changed.wait()
-        self._check()
-        self._is_busy = True
-        self._waiting, self._answer = getattr(message, "request_id", 0), None
+        number: int = getattr(message, "request_id", 0)
+        await self._begin(message, number)
         try:
-            await self._send(message)
             while self._answer is None:
                 self._check()
                 await self._changed.wait()
             return self._answer
         except BaseException:
-            if self._answer is None and self._waiting is not None:
-                self._given_up.add(self._waiting)
+            if self._answer is None:
+                self._given_up.add(number)
             raise
         finally:
-            self._is_busy, self._waiting = False, None
+            self._waiting = None
             self._changed.notify()
 
-    async def _send(self, message: RndisMessage) -> None:
+    async def _begin(self, message: RndisMessage, waiting: int | None) -> None:
+        """Wait for the page, and have the message carried; `waiting`: the ID of its answer."""
         data = message.pack()
         if len(data) > PAGE_SIZE:
             raise ValueError(f"an RNDIS request has up to {PAGE_SIZE} bytes, not {len(data)}")
+        self._check()
+        while self._is_carried or self._waiting is not None:
+            await self._changed.wait()
+            self._check()
+        self._is_carried, self._waiting, self._answer = True, waiting, None
         self._channel.memory.write(self._gpn << PAGE_SHIFT, data)
-        payload = nvsp.RndisPacket(ChannelType.CONTROL, NO_SECTION, 0).padded(self._version)
-        completion = await self._channel.request(payload, [GpaRange(len(data), 0, (self._gpn,))])
-        answer = nvsp.parse_from_host(completion.payload)
-        if not isinstance(answer, nvsp.RndisPacketComplete) or answer.status != NvspStatus.SUCCESS:
-            raise ProtocolError("completion", 4, "RNDIS_PACKET_COMPLETE with status 1", f"{answer}")
+        begin = self._channel.turns.expect(("network-control", self._channel.channel_id))
+        self._group.start_soon(self._carry, begin, len(data))
+
+    async def _carry(self, begin: Callable[[], Awaitable[None]], size: int) -> None:
+        try:
+            await begin()
+            payload = nvsp.RndisPacket(ChannelType.CONTROL, NO_SECTION, 0).padded(self._version)
+            completion = await self._channel.request(payload, [GpaRange(size, 0, (self._gpn,))])
+            answer = nvsp.parse_from_host(completion.payload)
+            if not isinstance(answer, nvsp.RndisPacketComplete) or answer.status != NvspStatus.SUCCESS:
+                raise ProtocolError("completion", 4, "RNDIS_PACKET_COMPLETE with status 1", f"{answer}")
+            self._is_carried = False
+            self._changed.notify()
+        except (ChannelClosed, ProtocolError, ConnectionFailed) as error:
+            self.fail(error)
+        finally:
+            self._channel.turns.leave()
 
     def _check(self) -> None:
         if self._failure is not None:

@@ -70,6 +70,7 @@ class GuestLane:
         """Packets that may be on their way: so few that none waits for room in the ring, and a cancelled send loses no slot."""
         self._buffer: GuestBuffer = agreement.receive
         self._suballocations = agreement.suballocations
+        self._largest = agreement.suballocation_size
         self._held = 0
         """Ranges of packets that were not completed yet."""
         self._arrival = arrival
@@ -146,8 +147,10 @@ class GuestLane:
         frames: list[Frame] = []
         for index in range(0, len(ranges), 2):
             length, offset = ranges[index], ranges[index + 1]
-            if offset + length > size:
-                raise ProtocolError("transfer range", 24, f"an end within {size} bytes", f"{length} at {offset}")
+            if length > self._largest or offset + length > size:
+                raise ProtocolError(
+                    "transfer range", 24, f"{self._largest} bytes, an end within {size}", f"{length} at {offset}"
+                )
             data = read(offset, length)
             if channel_type == ChannelType.CONTROL:
                 self._arrival.control_came(parse_control_from_host(data))

@@ -38,6 +38,8 @@ class Agreement(msgspec.Struct, frozen=True):
     receive: GuestBuffer
     suballocations: int
     """How many frames the host can have on the way."""
+    suballocation_size: int
+    """Bytes of one, at most."""
     send: GuestBuffer | None
     section_size: int
     """Bytes of a section of the send buffer, 0 without one."""
@@ -89,7 +91,7 @@ async def negotiate(
                 raise ProtocolError(
                     "SEND_BUFFER_COMPLETE", 8, f"sections of {LEAST_SECTION} to {send.size} bytes", f"{section_size}"
                 )
-    return Agreement(version, mtu, receive, taken.count, send, section_size)
+    return Agreement(version, mtu, receive, taken.count, taken.size, send, section_size)
 
 
 async def revoke(channel: GuestChannel, agreement: Agreement) -> None:

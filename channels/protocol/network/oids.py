@@ -6,7 +6,7 @@ header: u8 type, u8 revision, u16 size.
 | structure | type | bytes | after the header |
 |---|---|---|---|
 | receive scale capabilities, revision 2 | 0x88 | 18 | u32 flags, u32 messages, u32 queues, u16 table entries |
-| receive scale parameters, revision 2 | 0x89 | 36 | u16 flags, u16 CPU, u32 hash, u16 bytes and u32 offset of a table, ... |
+| receive scale parameters, revision 2 | 0x89 | 40 | u16 flags, u16 CPU, u32 hash, table: u16 bytes, at 16 u32 offset, ... |
 | offload capabilities, revision 1 | 0xA7 | 112 | all zero: none |
 | offload parameters | 0x80 | 20 or more | 11 x u8: 0 no change, 1 disabled, more: enabled; then more of them |
 """
@@ -21,7 +21,8 @@ from broker.errors import ProtocolError
 from .nvsp import MAX_TABLE_SIZE
 
 RSS_CAPABILITIES = struct.Struct("<BBHIIIH")
-RSS_PARAMETERS = struct.Struct("<BBHHHIHIHIIII")
+RSS_PARAMETERS = struct.Struct("<BBHHHIH2xIH2xIIII")
+"""With the gaps that a compiler leaves: Linux does not pack this one."""
 OFFLOAD_HEADER = struct.Struct("<BBH")
 OFFLOAD_SIZE = 112
 """Bytes of offload capabilities of revision 1 (NDIS 6.0)."""
@@ -116,14 +117,14 @@ def parse_rss_table(data: bytes) -> tuple[int, ...]:
     `ProtocolError` for another structure, a table of more than 128 entries, or one that is not all there.
     """
     if len(data) < RSS_PARAMETERS.size or data[0] != 0x89:
-        raise ProtocolError("receive scale parameters", 0, "36 bytes of type 0x89", f"{data[:4].hex(' ')}")
+        raise ProtocolError("receive scale parameters", 0, "40 bytes of type 0x89", f"{data[:4].hex(' ')}")
     _, _, _, flags, _, _, size, offset, *_ = RSS_PARAMETERS.unpack_from(data)
     if flags & _KEEPS_TABLE or not size:
         return ()
     if size % 4 or size > 4 * MAX_TABLE_SIZE:
         raise ProtocolError("receive scale parameters", 12, f"up to {MAX_TABLE_SIZE} entries", f"{size} bytes")
     if offset + size > len(data):
-        raise ProtocolError("receive scale parameters", 14, f"{size} bytes inside the structure", f"offset {offset}")
+        raise ProtocolError("receive scale parameters", 16, f"{size} bytes inside the structure", f"offset {offset}")
     return struct.unpack_from(f"<{size // 4}I", data, offset)
 
 

@@ -34,8 +34,6 @@ MAX_PACKETS = 8
 """Data messages that the guest may send as one (OpenVMM)."""
 ALIGNMENT_SHIFT = 3
 """Each of them begins at a multiple of 8 bytes."""
-MAX_CONTROL = 4096
-"""Bytes of a control message that are taken."""
 _ORIGIN = 8
 """Where offsets count from."""
 

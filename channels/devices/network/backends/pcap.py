@@ -18,7 +18,7 @@ from typing import IO, Any, Self
 
 from broker.access import Turns, Wakeup
 from broker.clock import TICKS_PER_SECOND
-from broker.errors import ConfigurationError, DamagedDocument
+from broker.errors import ConfigurationError, DamagedDocument, HostError
 
 from ....protocol.network.frames import ETHERNET_HEADER, Frame
 from .backend import NetworkBackend, Station, deliver_all
@@ -26,6 +26,7 @@ from .backend import NetworkBackend, Station, deliver_all
 ETHERNET = 1
 """The link type of files that are written and read."""
 SNAP_LENGTH = 262_144
+MICROSECONDS = 1_000_000
 BATCH = 64
 """Frames that a replay as fast as possible hands over at once."""
 
@@ -34,17 +35,19 @@ class PcapFile:
     """A pcap file to write to, made anew; leaving the block closes it.
 
     Several adapters may write to one file; a frame that passes two of them is in it twice. `ConfigurationError` when the
-    file cannot be written, or `dpkt` is missing.
+    file cannot be made, or `dpkt` is missing. A write that fails later, on a full disk, is a `HostError` of `write`, and so
+    ends the adapters whose frames it is to have, or of `close`: a file from which frames are missing is none.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         pcap = _dpkt_pcap()
+        self._name = os.fspath(path)
         self.count = 0
         """Frames written."""
         try:
             self._file = open(path, "wb")
         except OSError as error:
-            raise ConfigurationError(f"pcap file {os.fspath(path)} cannot be written: {error.strerror}") from error
+            raise ConfigurationError(f"pcap file {self._name} cannot be written: {error.strerror}") from error
         self._writer: Any = pcap.Writer(self._file, snaplen=SNAP_LENGTH, linktype=ETHERNET, nano=True)
 
     def write(self, frames: Sequence[Frame], tick: int) -> None:
@@ -52,12 +55,21 @@ class PcapFile:
         if self._file.closed:
             return
         seconds = tick / TICKS_PER_SECOND
-        self._writer.writepkts([(seconds, frame.data) for frame in frames])
+        try:
+            self._writer.writepkts([(seconds, frame.data) for frame in frames])
+        except OSError as error:
+            raise self._failed(error) from error
         self.count += len(frames)
 
     def close(self) -> None:
         """Write what is buffered, and close; idempotent."""
-        self._file.close()
+        try:
+            self._file.close()
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: OSError) -> HostError:
+        return HostError(f"pcap file {self._name} ends early, after about {self.count} frames: {error.strerror}")
 
     def __enter__(self) -> Self:
         return self
@@ -65,7 +77,11 @@ class PcapFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except HostError:
+            if error is None:
+                raise
 
 
 class Recorded(NetworkBackend):
@@ -183,12 +199,17 @@ def read_pcap(path: str | os.PathLike[str]) -> Iterator[tuple[int, Frame]]:
         for seconds, data in reader:
             if len(data) < ETHERNET_HEADER:
                 raise DamagedDocument(f"{name} has a frame of {len(data)} bytes; the shortest has {ETHERNET_HEADER}")
-            yield round(seconds * TICKS_PER_SECOND), Frame(data)
+            if isinstance(seconds, float):  # of a file with microseconds, which a date of today leaves no digits beyond
+                yield round(seconds * MICROSECONDS) * (TICKS_PER_SECOND // MICROSECONDS), Frame(data)
+            else:
+                yield round(seconds * TICKS_PER_SECOND), Frame(data)
 
 
 class _Whole:
-    """A file for `dpkt`, which does not notice an end within a record: it reads the file's header, then header and data of
-    each record in turn."""
+    """A file for `dpkt`, which notices neither an end within a record nor a length that is none.
+
+    It reads the file's header, then header and data of each record in turn.
+    """
 
     def __init__(self, file: IO[bytes], name: str) -> None:
         self._file = file
@@ -196,6 +217,8 @@ class _Whole:
         self.name = name
 
     def read(self, size: int) -> bytes:
+        if size > SNAP_LENGTH:
+            raise DamagedDocument(f"{self.name} has a record of {size} bytes; {SNAP_LENGTH} are read at most")
         data = self._file.read(size)
         self._reads += 1
         is_end = not data and self._reads % 2 == 0

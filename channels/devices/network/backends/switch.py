@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from broker.access import Turns, Wakeup
 from broker.errors import ConfigurationError
 
 from ....protocol.network.frames import Frame
@@ -91,6 +92,7 @@ class SwitchPort(NetworkBackend):
         self.name = name
         self._switch = switch
         self._station: Station | None = None
+        self._waiting_place: tuple[Turns, Wakeup] | None = None
         self._received = self._sent = self._flooded = self._dropped = 0
 
     def statistics(self) -> PortStatistics:
@@ -121,6 +123,15 @@ class SwitchPort(NetworkBackend):
                 await port.hand_over(run, self)
             start = end
 
+    def waiting_place(self) -> Wakeup:
+        """Where this port's adapter waits for room at others: one for all its waits, so that those it gave up leave
+        nothing there."""
+        assert self._station is not None
+        turns = self._station.turns
+        if self._waiting_place is None or self._waiting_place[0] is not turns:
+            self._waiting_place = turns, turns.wakeup(("network-port", 0))
+        return self._waiting_place[1]
+
     async def hand_over(self, frames: Sequence[Frame], origin: SwitchPort) -> None:
         """Frames for this port's adapter, from the adapter of another port, in whose turns this waits."""
         station = self._station
@@ -128,8 +139,7 @@ class SwitchPort(NetworkBackend):
             return
         done = station.deliver(frames)
         if done < len(frames) and self._switch.lossless:
-            assert origin._station is not None
-            await deliver_all(station, frames[done:], origin._station.turns.wakeup(("network-port", 0)))
+            await deliver_all(station, frames[done:], origin.waiting_place())
             done = len(frames)
         self._sent += done
         if done < len(frames):
