@@ -1,13 +1,9 @@
 """What a file copy costs: megabytes a second from a file on the host to a file below the guest's directory.
 
-    python -m tests.bench.devices_file_copy [--json] [--loop asyncio|trio|both] [--rounds N]
-
 The protocol answers each 6144 bytes before the next are sent, so a copy is as fast as its transactions: host to guest and
 back, two processor switches each. Each round copies a file of 3 MiB twice, in shuffled order: through the device and the
 driver, and with reads and writes of 6144 bytes and nothing between them; and makes as many transactions of 12 bytes (a
 snapshot's operation), so that the last line says what the bytes add to a transaction. No figure is a goal.
-
-The exit status is 0. Under a debug mode there are no figures.
 """
 
 from __future__ import annotations
@@ -28,11 +24,10 @@ from channels.drivers.integration.vss import VssDriver
 from channels.protocol.integration.file_copy import DATA_SIZE
 from channels.server import VmbusServer
 
-from .measure import REPETITIONS, Goal, Result, Round, Timed, expect, interleave, program
+from ..measure import Goal, Result, Round, Timed, expect, interleave
 
 WRITES = 512
 """In a round: 3 MiB."""
-ROUNDS = 10
 SIZE = WRITES * DATA_SIZE
 
 
@@ -109,17 +104,3 @@ def _copy_plainly(source: Path, target: Path) -> None:
 
 def _holds(path: Path, data: bytes) -> bool:
     return path.read_bytes() == data
-
-
-main = program(
-    measure,
-    "Measure what a file copy costs.",
-    f"copies: medians of {{}} interleaved rounds of {WRITES} writes, best of {REPETITIONS}; range: 80 % of the rounds;"
-    " x: to what the same round measured",
-    rounds=ROUNDS,
-    calls=WRITES,
-    packages=("anyio", "trio", "msgspec"),
-)
-
-if __name__ == "__main__":
-    main()

@@ -1,7 +1,5 @@
 """What a disk costs in one process: a guest's driver and a controller over a disk in memory or a file, through rings and SynIC.
 
-    python -m tests.bench.devices_storage [--json] [--loop asyncio|trio|both] [--rounds N]
-
 Random operations are 4 KiB each, 32 under way at once over one channel; sequential reads are 256 KiB each, 8 under way.
 Each round times all contenders in shuffled order, with `tests.bench.measure`, beside a bare await of a handler; `disk`
 reads the same blocks from the same disk without any VMBus between.
@@ -27,7 +25,7 @@ from channels.devices.storage import Disk, FileDisk, MemoryDisk, ScsiController
 from channels.drivers.storage import ScsiDisk, ScsiInitiator
 from channels.server import VmbusServer
 
-from .measure import REPETITIONS, Goal, Result, Round, Timed, expect, interleave, program, timed
+from ..measure import Goal, Result, Round, Timed, expect, interleave, timed
 
 SIZE = 32 << 20
 """Bytes of a disk."""
@@ -35,7 +33,6 @@ IN_FLIGHT = 32
 SMALL, LARGE = 4096, 256 << 10
 CALLS = 640
 """Operations of 4 KiB in a round; a tenth as many long reads."""
-ROUNDS = 10
 
 Operation = Callable[[int], Awaitable[object]]
 """One operation on the block with this number."""
@@ -132,13 +129,12 @@ async def measure(loop: str, rounds: int) -> list[Result]:
         return Result(loop, Goal("storage", what, unit=unit), scale / cost.measured, low, high, None)
 
     def figures(name: str) -> list[Result]:
-        found = []
+        found: list[Result] = []
         for kind in ("read", "write"):
             what = f"{name} disk, random {kind} of 4 KiB, {IN_FLIGHT} at once"
             cost = result(Goal("storage", what, unit="us"), lambda times, key=f"{name} {kind}": times[key] / 1e3)  # type: ignore[misc]
             ratio = Goal("storage", f"{what}, to a bare await")
             found += [
-                cost,
                 rate(what, "k/s", cost, 1e3),
                 result(ratio, lambda times, key=f"{name} {kind}": times[key] / times["bare"]),  # type: ignore[misc]
             ]
@@ -150,19 +146,4 @@ async def measure(loop: str, rounds: int) -> list[Result]:
         )
         return [*found, direct, rate(what, "MB/s", cost, LARGE)]
 
-    bare = result(Goal("storage", "bare await handler(payload)", unit="us"), lambda times: times["bare"] / 1e3)
-    return [bare, *figures("memory"), *figures("file")]
-
-
-main = program(
-    measure,
-    "Measure what operations of a disk cost.",
-    f"disks of {SIZE >> 20} MiB: medians of {{}} interleaved rounds of {CALLS} operations, best of {REPETITIONS}; range:"
-    " 80 % of the rounds; x: to what the same round measured",
-    rounds=ROUNDS,
-    calls=CALLS,
-    packages=("anyio", "trio", "msgspec"),
-)
-
-if __name__ == "__main__":
-    main()
+    return [*figures("memory"), *figures("file")]

@@ -1,7 +1,5 @@
 """What pipes carry in one process, beside an anyio Unix socket pair: bytes in pieces of 64 KiB, messages of 240 bytes.
 
-    python -m tests.bench.devices_pipe [--json] [--loop asyncio|trio|both] [--rounds N]
-
 A sender, which is a task of its own, and a receiver that counts. A socket keeps no messages apart, so its receiver takes
 whatever is there: the measure is a little better off than the pipe. Rings have 128 KiB of data, the kernel's buffers are
 as they come. Each round times all contenders in shuffled order, see `tests.bench.measure`.
@@ -29,7 +27,7 @@ from channels.pipe import BytePipe, MessagePipe
 from channels.protocol.offer import PipeType
 from channels.server import VmbusServer
 
-from .measure import REPETITIONS, Goal, Result, Round, Timed, expect, interleave, program
+from ..measure import Goal, Result, Round, Timed, expect, interleave
 
 _INTERFACE = UUID("6ec80000-0000-4000-8000-0000000000bf")
 _PIECE = bytes(range(256)) * 256
@@ -40,7 +38,6 @@ RING_PAGES = (33, 33)
 PIECES = 64
 """Sends of 64 KiB in a round."""
 MESSAGES = 640
-ROUNDS = 30
 
 
 class _Lent(Device):
@@ -216,17 +213,3 @@ async def measure(loop: str, rounds: int) -> list[Result]:
         kind = name.rpartition(", ")[2]
         found += results(name, f"messages of 240 bytes, {name}", f"socket, {kind}", messages, "k/s", 1e6)
     return found
-
-
-main = program(
-    measure,
-    "Measure what pipes carry, beside a Unix socket pair.",
-    f"medians of {{}} interleaved rounds of {PIECES} pieces, or {MESSAGES} messages, best of {REPETITIONS};"
-    " range: 80 % of the rounds",
-    rounds=ROUNDS,
-    calls=MESSAGES,
-    packages=("anyio", "trio", "msgspec"),
-)
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,1 @@
+"""What goes through devices, and how fast: pipes, disks, networks, file copies."""
