@@ -82,13 +82,17 @@ class _Guard:
         """What a block ended with, and nobody has raised yet."""
         self.has_failed = False
         self._scope: anyio.CancelScope | None = None
+        self._blocks: list[anyio.CancelScope] = []
+        """Each stands on those before it."""
 
-    def fail(self, error: BaseException) -> None:
-        """A block has ended with this; the first one counts."""
+    def fail(self, error: BaseException, block: anyio.CancelScope) -> None:
+        """A block has ended with this; the first one counts. Whoever waits in those that stand on it is told by them."""
         if not self.has_failed:
             self.error, self.has_failed = error, True
         if self._scope is not None:
             self._scope.cancel()
+        for standing in self._blocks[self._blocks.index(block) + 1 :]:
+            standing.cancel()
 
     def raise_error(self) -> None:
         """Raise what a block ended with, once."""
@@ -101,6 +105,7 @@ class _Guard:
 
         @wraps(test)
         async def guarded(*args: Any, **kwargs: Any) -> None:
+            self.raise_error()
             with anyio.CancelScope() as self._scope:
                 await test(*args, **kwargs)
             self.raise_error()
@@ -110,19 +115,23 @@ class _Guard:
     @asynccontextmanager
     async def hold(self, block: Callable[[], AbstractAsyncContextManager[T]]) -> AsyncIterator[T]:
         """Hold this block open, in a task of its own."""
+        self.raise_error()
+        scope = anyio.CancelScope()
+        self._blocks.append(scope)
         entered, leave = anyio.Event(), anyio.Event()
         values: list[T] = []
 
         async def host() -> None:
             try:
-                async with block() as value:
-                    values.append(value)
-                    entered.set()
-                    await leave.wait()
+                with scope:
+                    async with block() as value:
+                        values.append(value)
+                        entered.set()
+                        await leave.wait()
             except anyio.get_cancelled_exc_class():
                 raise
             except BaseException as error:
-                self.fail(error)
+                self.fail(error, scope)
             finally:
                 entered.set()
 

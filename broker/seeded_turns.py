@@ -1,8 +1,8 @@
 """Turns drawn from a seed: one task at a time, in the same order on asyncio and on trio.
 
 A task that waits for something other than `Turns` keeps its turn for `AWAY_ROUNDS` rounds of the event loop and is then
-taken to be away; the others go on without it, and it goes on when what it waited for comes. When a task is cancelled while
-it waits, as many rounds go by before the next turn: what is cancelled with it unwinds at each loop's own pace.
+taken to be away; the others go on without it, and it goes on when what it waited for comes. When a task ends, or is
+cancelled while it waits, as many rounds go by before the next turn: blocks that end with it unwind at each loop's own pace.
 
 With a `VirtualClock`, time advances to the next timer when nobody is ready. A used-up quantum costs one tick, so that a
 guest in a loop cannot stop time.
@@ -81,7 +81,7 @@ class SeededTurns(Turns):
         self._epoll = select.epoll()
         self._is_over = False
         self._is_unwinding = False
-        """Somebody was cancelled while waiting."""
+        """Somebody was cancelled while waiting, or has ended."""
         self._holder: int | None = anyio.get_current_task().id
 
     def wakeup(self, key: Key) -> Wakeup:
@@ -122,8 +122,8 @@ class SeededTurns(Turns):
         os.close(fd)
 
     def leave(self) -> None:
-        if self._holder == anyio.get_current_task().id:
-            self._holder = None
+        self._is_unwinding = True
+        self._give_up_turn()
 
     def expect(self, key: Key) -> Callable[[], Awaitable[None]]:
         waiter = self.waiter(key)
@@ -169,7 +169,7 @@ class SeededTurns(Turns):
         if waiter.event.is_set():
             self._holder = waiter.task  # chosen before its task arrived
         else:
-            self.leave()
+            self._give_up_turn()
         try:
             await waiter.event.wait()
         except BaseException:
@@ -224,6 +224,10 @@ class SeededTurns(Turns):
         del self._inputs[fd]
         with contextlib.suppress(OSError, ValueError):  # a closed descriptor has left the set, or the set is closed
             self._epoll.unregister(fd)
+
+    def _give_up_turn(self) -> None:
+        if self._holder == anyio.get_current_task().id:
+            self._holder = None
 
     def _grant(self, waiting: list[_Waiter], waiter: _Waiter) -> None:
         waiting.remove(waiter)

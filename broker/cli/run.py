@@ -162,8 +162,8 @@ def _print_end(out: Console, report: Report) -> None:
 
 def _channel_table(channels: list[ChannelTraffic]) -> Table:
     table = Table(box=None, pad_edge=False)
-    for heading in ("channel", "device"):
-        table.add_column(heading)
+    table.add_column("channel")
+    table.add_column("device", overflow="fold")  # a name is worth a second line, not three dots
     for direction in ("to host", "to guest"):
         table.add_column(f"packets {direction}", justify="right")
         table.add_column("bytes", justify="right")

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Generic, TypeVar
 
+import anyio
+
 from broker.access import GuestSynic, Turns
+from broker.clock import TICKS_PER_MILLISECOND
+from broker.errors import PartitionClosed, ProtocolError
 from broker.hvdef import HvStatus, SynicMessage, Vtl
 from broker.memory import GuestMemory
 from broker.trace import Trace
@@ -85,7 +90,7 @@ class GuestSynicWrapper:
 
 
 class BusySlot(GuestSynicWrapper):
-    """Leaves each message in its slot for a while before it takes it."""
+    """Is busy for a while before it looks for each message: one that comes meanwhile stays in its slot."""
 
     def __init__(self, inner: GuestSynic, ticks: int, strikes: Strikes) -> None:
         super().__init__(inner)
@@ -120,14 +125,23 @@ class LateEom(GuestSynicWrapper):
 
             async def step() -> SynicMessage:
                 message = await anext(arriving)
-                strikes = self._strikes()
-                if strikes and self._ticks is not None:
-                    await self._sleep(self._ticks)
-                if eom and (not strikes or self._ticks is not None):
+                if eom:
                     await self.end_of_message()
                 return message
 
             yield _Steps(step)
+
+    async def end_of_message(self) -> None:
+        """Late, or not at all; also when the guest is cancelled meanwhile, whose message is out of its slot."""
+        is_struck = self._strikes()
+        if is_struck and self._ticks is None:
+            return
+        try:
+            if is_struck and self._ticks is not None:
+                await self._sleep(self._ticks)
+        finally:
+            with anyio.CancelScope(shield=True), contextlib.suppress(PartitionClosed):
+                await super().end_of_message()
 
 
 class MaskedSint(GuestSynicWrapper):
@@ -178,9 +192,10 @@ class MaskedSint(GuestSynicWrapper):
         try:
             await self._sleep(self._ticks)
         finally:
-            for use in users:
-                if use in self._users[sint]:
-                    await use.begin()
+            with anyio.CancelScope(shield=True), contextlib.suppress(PartitionClosed):  # who gave up may wait again
+                for use in users:
+                    if use in self._users[sint]:
+                        await use.begin()
 
 
 class CorruptRing(GuestSynicWrapper):
@@ -228,8 +243,9 @@ class GpadlTornDown(GuestSynicWrapper):
         status = await super().post_message(connection_id, message_type, payload)
         message = _parsed(message_type, payload)
         if status is HvStatus.SUCCESS and isinstance(message, OpenChannel) and self._strikes():
-            teardown = GpadlTeardown(message.channel_id, message.ring_buffer_gpadl_id)
-            await super().post_message(connection_id, message_type, teardown.pack())
+            teardown = GpadlTeardown(message.channel_id, message.ring_buffer_gpadl_id).pack()
+            while await super().post_message(connection_id, message_type, teardown) is HvStatus.INSUFFICIENT_BUFFERS:
+                await self._sleep(TICKS_PER_MILLISECOND)
         return status
 
 
@@ -264,12 +280,13 @@ class _Use:
 
 
 def _parsed(message_type: int, payload: bytes) -> GpadlHeader | OpenChannel | None:
-    """A message that a fault is about; it is the guest's own, and whole."""
+    """A message that a fault is about; None for any other, and for one that is not whole."""
     if message_type != CHANNEL_MESSAGE:
         return None
-    match message_type_of(payload):
-        case MessageType.GPADL_HEADER:
-            return GpadlHeader.unpack(payload)
-        case MessageType.OPEN_CHANNEL:
-            return OpenChannel.unpack(payload)
+    with contextlib.suppress(ProtocolError):
+        match message_type_of(payload):
+            case MessageType.GPADL_HEADER:
+                return GpadlHeader.unpack(payload)
+            case MessageType.OPEN_CHANNEL:
+                return OpenChannel.unpack(payload)
     return None

@@ -31,13 +31,13 @@ class FaultKind(msgspec.Struct, frozen=True, kw_only=True):
     """What the number after the colon means."""
     default: int
     is_survived: bool
-    """Nothing is lost by it: whatever worked without it works with it, only later. Else a guest may wait for ever, lose its
-    channel or its connection; the host and other guests go on."""
+    """Nothing is lost by it, unless it strikes every single time: what worked without it works with it, only later. Else a
+    guest may wait for ever, lose its channel or its connection; the host and other guests go on."""
 
 
 FAULTS: dict[str, FaultKind] = {
     "busy-slot": FaultKind(
-        about="the guest leaves each message in its slot for a while",
+        about="the guest is busy for a while before it looks for each message",
         argument="milliseconds",
         default=5,
         is_survived=True,

@@ -67,6 +67,7 @@ class RelayedChannel:
         self._changed = tasks.turns.wakeup(("vmbus-relay-open", offer.channel_id))
         """An open waits for the one before it, and for its GPADL."""
         self._is_gone = False
+        """The inner server asks for what was under way then all the same, and answers its guest itself."""
 
     async def begin(self, bus: Bus) -> None:
         """Offer it inside. `OfferRefused`."""
@@ -81,6 +82,8 @@ class RelayedChannel:
 
     def open_channel(self, channel_id: int, params: OpenParams, interrupt: Interrupt, doorbell: Doorbell) -> None:
         """Open outside, over the GPADL of the same memory."""
+        if self._is_gone:
+            return
         self._open_count += 1
         self._tasks.start(partial(self._open, self._open_count, params, interrupt, doorbell))
 
@@ -96,6 +99,8 @@ class RelayedChannel:
 
     def create_gpadl(self, gpadl_id: int, ranges: tuple[GpaRange, ...]) -> None:
         """Give the same memory to the outer host."""
+        if self._is_gone:
+            return
         self._creating.add(gpadl_id)
         self._tasks.start(partial(self._create_gpadl, gpadl_id, ranges))
 
@@ -129,7 +134,7 @@ class RelayedChannel:
 
     async def _open(self, number: int, params: OpenParams, interrupt: Interrupt, doorbell: Doorbell) -> None:
         # A guest may open before it hears of its GPADL, or be reset while it opens and back before the outer host answers.
-        while self._is_opening or (params.gpadl_id in self._creating and number == self._open_count):
+        while number == self._open_count and (self._is_opening or params.gpadl_id in self._creating):
             await self._changed.wait()
         if number != self._open_count:
             return

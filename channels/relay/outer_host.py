@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from uuid import UUID
 
+import anyio
+
 from broker.access import MonitorPageGpas
+from broker.clock import TICKS_PER_SECOND
 from broker.errors import HostError
 
 from ..client import VmbusClient
 from ..core.effects import MonitorPages
 from ..protocol.versions import FeatureFlags, Version
+
+HVSOCK_PATIENCE = 5 * TICKS_PER_SECOND
+"""For an outer host that does not answer a connect, as one of 4.0 that refuses it."""
 
 _LOCAL_FEATURES = FeatureFlags.CLIENT_ID | FeatureFlags.CONFIDENTIAL_CHANNELS | FeatureFlags.GPA_PINNING
 
@@ -42,11 +48,18 @@ class RelayedConnection:
             await self._outer.modify_connection(gpas)
 
     async def connect_hvsock(self, service_id: UUID, endpoint_id: UUID, silo_id: UUID) -> bool:
-        """Ask the outer host; its offer, which the relay passes on like any other, is the success."""
+        """Ask the outer host; its offer, which the relay passes on like any other, is the success. False after
+        `HVSOCK_PATIENCE` without an answer: the inner server takes no messages while too many connects are under way."""
         if not self._intercept.isdisjoint((service_id, endpoint_id)):
             return False
-        try:
-            await self._outer.connect_hvsock(service_id, endpoint_id, silo_id)
-        except HostError:
-            return False
-        return True
+        turns = self._outer.guest_synic.turns
+        with anyio.CancelScope() as scope:
+            limit = turns.schedule(turns.clock.now() + HVSOCK_PATIENCE, ("vmbus-relay-hvsock", 0), scope.cancel)
+            try:
+                await self._outer.connect_hvsock(service_id, endpoint_id, silo_id)
+            except HostError:
+                return False
+            finally:
+                limit.cancel()
+            return True
+        return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 from uuid import UUID
 
 from broker.access import GuestSynic
+from broker.clock import TICKS_PER_MILLISECOND
 from broker.hvdef import HvStatus
 
 from ..devices import EchoDevice
@@ -28,6 +29,7 @@ from ..server import MESSAGE_DEPTH
 from .stage import Scenario, Stage, expect, serve
 
 _NO_CHANNEL = 0x7FF
+_RETRY = 10 * TICKS_PER_MILLISECOND
 
 
 def _instance(number: int) -> UUID:
@@ -46,7 +48,7 @@ async def _play(stage: Stage) -> None:
             info = target_info(VMBUS_SINT, 0) if version.names_connection else 0
             for message in (InitiateContact(version, 0, info), RequestOffers()):
                 while await post(message.pack()) is not HvStatus.SUCCESS:
-                    await synic.turns.pause()
+                    await synic.turns.sleep_until(synic.turns.clock.now() + _RETRY, ("starved", 0))
             asked = 0
             while await post(GpadlHeader(_NO_CHANNEL, asked + 1, 8, 1, bytes(8)).pack()) is HvStatus.SUCCESS:
                 asked += 1

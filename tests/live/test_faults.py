@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
+
+import anyio
 import msgspec
 import pytest
 
-from broker import OPENVMM, TLFS, HvStatus, Partition, PartitionConfig, Profile, receive_messages
+from broker import (
+    OPENVMM,
+    TLFS,
+    HvStatus,
+    Partition,
+    PartitionConfig,
+    Profile,
+    Trace,
+    VirtualProcessor,
+    Vtl,
+    receive_messages,
+)
 from broker.errors import ConfigurationError
+from broker.hvdef import Msr, SintRegister
 from broker.run import Report, find_scenario, play
-from channels.faults import FAULTS, Fault, Faults, InjectedFault, parse_fault
+from broker.trace import AnyEvent, Control, encode_event
+from channels.faults import FAULTS, Fault, Faults, GuestSynicWrapper, InjectedFault, parse_fault
+from channels.faults.guest import LateEom, MaskedSint
 from channels.scenarios import Settings
 
 from .test_scenarios import NAMES
@@ -49,12 +66,33 @@ async def test_what_is_survived_is_survived_live_too(fault: str) -> None:
         ("echo", "corrupt-ring:1", "somebody still waits"),
         ("echo", "rescind-during-open", "was not opened"),
         ("echo", "crashing-handler:1", "OPERATION_FAILED"),
+        ("echo", "refused-posts:1", "the VMBus server is gone or does not keep up"),
+        ("starved_guest", "refused-posts:1", "somebody still waits"),
     ],
 )
 async def test_what_is_not_survived_says_what_became_of_it(name: str, fault: str, reason: str) -> None:
     report = await run(name, fault)
     assert report.failure is not None
     assert reason in report.failure
+
+
+@pytest.mark.parametrize(
+    ("name", "seed", "texts"),
+    [("hvsock", 21, ["corrupt-ring"]), ("subchannels", 35, ["corrupt-ring:2", "masked-sint:2"])],
+    ids=["fails", "ends"],
+)
+def test_blocks_that_end_while_others_wait_end_the_same_way_on_both_loops(
+    name: str, seed: int, texts: list[str]
+) -> None:
+    async def trace() -> list[bytes]:
+        events: list[AnyEvent] = []
+        scenario, faults = find_scenario(f"channels.scenarios:{name}"), [parse_fault(text) for text in texts]
+        settings = Settings(packets=40, rounds=2)
+        report = await play(scenario, settings, TLFS, "emulated", seed, Trace(events.append), faults=faults)
+        assert sum(report.faults.values()) == len(faults)
+        return [encode_event(event) for event in events]
+
+    assert anyio.run(trace, backend="asyncio") == anyio.run(trace, backend="trio")
 
 
 async def test_a_forgotten_eom_is_made_good_by_the_next_exit_only_where_the_profile_says_so() -> None:
@@ -149,3 +187,95 @@ def test_a_fault_is_a_name_and_a_number(text: str, fault: Fault) -> None:
 def test_any_other_text_is_refused_with_a_sentence(text: str, sentence: str) -> None:
     with pytest.raises(ConfigurationError, match=sentence.replace("(", "\\(")):
         parse_fault(text)
+
+
+class CountingEoms(GuestSynicWrapper):
+    """Counts the EOMs that a guest writes."""
+
+    eoms = 0
+
+    async def end_of_message(self) -> None:
+        self.eoms += 1
+        await super().end_of_message()
+
+
+async def give_up_after(partition: Partition, ticks: int, wait: Awaitable[object]) -> bool:
+    with anyio.CancelScope() as scope:
+        partition.turns.schedule(partition.clock.now() + ticks, ("give up", 0), scope.cancel)
+        await wait
+    return scope.cancelled_caught
+
+
+@pytest.mark.parametrize("ticks", [(None, MILLISECOND), (MILLISECOND, None)], ids=["late outside", "missing outside"])
+async def test_a_forgotten_eom_stays_forgotten_whichever_fault_is_named_first(ticks: tuple[int | None, ...]) -> None:
+    async with Partition(PartitionConfig(seed=3, virtual_time=True)) as partition:
+        counting = CountingEoms(partition.vp(0).guest_synic())
+        synic = LateEom(LateEom(counting, ticks[0], lambda: True), ticks[1], lambda: True)
+        port = await partition.synic().new_guest_message_port(synic.vtl, 0, 2)
+        async with synic.messages(2) as messages:
+            await port.post_message(1, b"one")
+            assert (await anext(messages)).payload == b"one"
+        assert counting.eoms == 0
+
+
+async def test_a_late_eom_is_written_when_the_guest_is_cancelled_before_it() -> None:
+    async with Partition(PartitionConfig(seed=3, virtual_time=True)) as partition:
+        counting = CountingEoms(partition.vp(0).guest_synic())
+        port = await partition.synic().new_guest_message_port(counting.vtl, 0, 2)
+        async with LateEom(counting, 10 * MILLISECOND, lambda: True).messages(2) as messages:
+            await port.post_message(1, b"one")
+            assert await give_up_after(partition, MILLISECOND, anext(messages))
+        assert counting.eoms == 1
+
+
+async def test_a_guest_that_gives_up_while_its_sint_is_masked_hears_what_comes_later() -> None:
+    async with Partition(PartitionConfig(seed=3, virtual_time=True)) as partition:
+        strikes = iter([True])
+        synic = MaskedSint(partition.vp(0).guest_synic(), 10 * MILLISECOND, lambda: next(strikes, False))
+        port = await partition.synic().new_guest_message_port(synic.vtl, 0, 2)
+        async with synic.messages(2) as messages:
+            await port.post_message(1, b"lost")
+            assert await give_up_after(partition, MILLISECOND, anext(messages))
+            await port.post_message(1, b"next")
+            assert (await anext(messages)).payload == b"next"
+
+
+async def test_a_reset_while_the_sint_is_masked_leaves_it_masked_and_the_processor_usable() -> None:
+    async with Partition(PartitionConfig(seed=3, virtual_time=True)) as partition:
+        port = await partition.synic().new_guest_message_port(Vtl.VTL0, 0, 2)
+
+        async def masks(vp: VirtualProcessor) -> None:
+            synic = MaskedSint(vp.guest_synic(), 10 * MILLISECOND, lambda: True)
+            async with synic.messages(2) as messages, synic.events(2):
+                await anext(messages)
+
+        partition.start(0, masks)
+        await partition.settled()
+        await port.post_message(1, b"lost")
+        await partition.settled()
+        await partition.reset()
+        assert SintRegister(await partition.vp(0).read_msr(Msr.sint(2))).masked
+        async with partition.vp(0).guest_synic().messages(2) as messages:
+            port = await partition.synic().new_guest_message_port(Vtl.VTL0, 0, 2)
+            await port.post_message(1, b"next")
+            assert (await anext(messages)).payload == b"next"
+
+
+async def test_the_teardown_of_a_gpadl_is_posted_again_until_it_is_taken() -> None:
+    for seed in range(5):
+        scenario = find_scenario("channels.scenarios:echo")
+        faults = [parse_fault("gpadl-torn-down"), parse_fault("refused-posts:2")]
+        events: list[AnyEvent] = []
+        report = await play(scenario, SETTINGS, OPENVMM, "emulated", seed, Trace(events.append), faults=faults)
+        assert report.failure is None
+        names = [event.name for event in events if isinstance(event, Control) and event.side == "host"]
+        assert names.count("GPADL_TEARDOWN") == 2, "the fault's own, and the client's, which comes too late"
+
+
+async def test_a_message_that_is_not_whole_passes_as_it_is() -> None:
+    async with Partition() as partition, receive_messages(partition.synic(), 1, depth=9) as inbox:
+        synic = Faults([Fault("corrupt-ring", 1), Fault("gpadl-torn-down", 1)]).guest(partition.vp(0).guest_synic())
+        junk = [kind.to_bytes(4, "little") + bytes(5) for kind in (5, 8)]
+        for data in junk:
+            assert await synic.post_message(1, 1, data) is HvStatus.SUCCESS
+        assert [message.payload for message in await inbox.receive_batch()] == junk

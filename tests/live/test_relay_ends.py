@@ -109,6 +109,21 @@ async def test_a_relay_that_ends_while_a_channel_opens_leaves_nothing_open_outsi
         await guest.expect(wire.rescind(1))
 
 
+async def test_a_relay_that_ends_while_the_inner_server_has_a_request_for_it_leaves_the_server_running() -> None:
+    async with outside(echo(1)) as world, world.hand_guest() as guest:
+        async with VmbusRelay(world.outer, world.inner):
+            await begin(world, guest)
+            await guest.gpadl()
+            for request in (wire.open_channel(1, 7, 1, 0, 2), wire.gpadl_header(1, 2)):
+                world.inner.run(world.inner.machine.receive(request))
+        await guest.expect(wire.gpadl_created(1, 2, wire.FAILED), wire.rescind(1))
+        await world.partition.settled()
+        world.inner.machine.check()
+        assert len(world.outer._gpadls.by_id) == 0
+        async with VmbusRelay(world.outer, world.inner) as relay:
+            assert len(relay.relayed()) == 1
+
+
 class Moody(Manual):
     """An outer device that answers opens when it likes, with what it likes, and goes away in between."""
 

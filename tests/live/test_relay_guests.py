@@ -7,6 +7,7 @@ import struct
 from typing import Any
 from uuid import UUID
 
+import anyio
 import pytest
 from structlog.testing import capture_logs
 
@@ -309,6 +310,23 @@ async def test_a_status_of_the_outer_device_is_the_inner_guests() -> None:
 
 
 # hvsock
+
+
+async def test_an_outer_host_that_never_answers_connects_does_not_stop_the_inner_guest() -> None:
+    is_over = anyio.Event()
+
+    async def never(*ids: UUID) -> bool:
+        await is_over.wait()
+        return False
+
+    endpoints = [UUID(int=number) for number in range(1, 17)]  # as many as the inner server has under way at most
+    async with relayed(host={"hvsock_listener": never}) as world, world.hand_guest() as guest:
+        await begin(world, guest)
+        await guest.say(*(wire.hvsock_connect(endpoint, SERVICE) for endpoint in endpoints))
+        heard = {await guest.hear() for _ in endpoints}
+        assert heard == {wire.hvsock_result(endpoint, SERVICE) for endpoint in endpoints}
+        await guest.unload()
+        is_over.set()  # the outer host takes no messages either until then
 
 
 async def test_hvsock_connects_are_passed_on_and_refusals_come_back() -> None:

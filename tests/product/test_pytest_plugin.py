@@ -98,6 +98,33 @@ async def test_device(vmbus_client):
     assert result.stdout.count('- KeyError: "the device\'s own mistake"') == 2, result.stdout
 
 
+def test_a_device_that_raises_ends_a_fixture_that_waits_for_it(tmp_path: Path) -> None:
+    source = """
+class BrokenOpen(Device):
+    offer = OfferParams.device(UUID(int=2), UUID(int=4))
+
+    async def open(self, channel):
+        raise KeyError("no open")
+
+@pytest.fixture
+def vmbus_devices():
+    return [BrokenOpen()]
+
+@pytest.fixture
+async def channel(vmbus_client):
+    channel = await vmbus_client.open(await vmbus_client.wait_offer())
+    yield channel
+    await vmbus_client.close(channel)
+
+class TestIt:
+    async def test_it(self, channel): ...
+"""
+    result = run_pytest(tmp_path, HEAD + source)
+    assert "4 errors" in result.stdout, result.stdout
+    assert result.stdout.count("ERROR test_it.py::TestIt::test_it[asyncio] - ") == 2, result.stdout
+    assert result.stdout.count("- KeyError: 'no open'") == 2, result.stdout
+
+
 def test_a_test_that_fails_by_itself_closes_everything(tmp_path: Path) -> None:
     result = run_pytest(tmp_path, HEAD + "\nasync def test_mine(vmbus_client):\n    assert 1 == 2\n")
     assert "2 failed" in result.stdout, result.stdout

@@ -6,10 +6,14 @@ import json
 import signal
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from broker.cli.run import _channel_table
+from broker.meter import ChannelTraffic, Traffic
 from channels.protocol import Version
 
 from .support import complaint, vmbus
@@ -161,3 +165,11 @@ def test_faults_are_asked_for_by_name_and_counted() -> None:
     assert "was not opened" in report["failure"]
     assert "there is no fault lateeom" in complaint(vmbus("run", ECHO, "--fault", "lateeom"))
     assert "a number from 1 on (milliseconds)" in complaint(vmbus("run", ECHO, "--fault", "late-eom:soon"))
+
+
+def test_names_of_devices_are_whole_on_a_narrow_terminal() -> None:
+    service = "00001388-facb-11e6-bd58-64006a7986d3"
+    channel = ChannelTraffic(1, f"hvsock {service}", 0, Traffic(1001, 272_032), Traffic(31, 240_992))
+    out = StringIO()
+    Console(file=out, width=80).print(_channel_table([channel]))
+    assert service in "".join(out.getvalue().split())
