@@ -36,6 +36,8 @@ MAX_SET_APART = 1024
 """Packets that wait for `receive` while others wait for completions; no more are read before some are taken."""
 READ_AHEAD = 64
 """Packets that `receive` takes from the ring at once."""
+MOST_AT_ONCE = 1024
+"""Packets of a batch that are looked at together: those for which there is no room are looked at again."""
 MOST_RANGE_BYTES = 16 << 20
 """What `read_ranges` copies at most, unless told."""
 FIRST_REQUEST_ID = 1 << 63
@@ -129,6 +131,11 @@ class Channel:
         self._taken(len(batch))
         return batch
 
+    def give_back(self, packets: Sequence[Packet]) -> None:
+        """These were taken and not used: they come again, before all others."""
+        self._packets[:0] = packets
+        self.doorbell.ring()
+
     def __aiter__(self) -> Self:
         return self
 
@@ -146,14 +153,14 @@ class Channel:
         await self._send(self.outgoing.try_put, footprint(len(payload)), payload, transaction_id, flags)
 
     async def send_batch(self, payloads: Sequence[bytes]) -> None:
-        """Send packets, as many at once as there is room for: one store and at most one signal for each such run.
+        """Send packets, up to 1024 at once as there is room: one store and at most one signal for each such run.
 
         `MessageTooLarge` as in `send`; those before the one that can never fit may have been sent.
         """
         put_many = self.outgoing.put_many
         await self._send_run(
             len(payloads),
-            lambda sent: put_many(payloads[sent:] if sent else payloads),
+            lambda sent: put_many(payloads[sent : sent + MOST_AT_ONCE]),
             lambda sent: footprint(len(payloads[sent])),
         )
 
@@ -179,7 +186,9 @@ class Channel:
         put_many = self.outgoing.put_many
         await self._send_run(
             len(asked),
-            lambda sent: put_many(payloads[sent:], ids[sent:], 0, PacketType.COMPLETION),
+            lambda sent: put_many(
+                payloads[sent : sent + MOST_AT_ONCE], ids[sent : sent + MOST_AT_ONCE], 0, PacketType.COMPLETION
+            ),
             lambda sent: footprint(len(payloads[sent])),
         )
 

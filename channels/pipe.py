@@ -156,6 +156,8 @@ class _Pipe(ABC):
         else:
             self._quick = 0
             await self.channel.turns.pause()
+            if self._is_closed:  # meanwhile
+                raise ClosedResourceError
 
     async def _send(self, payloads: Sequence[bytes]) -> None:
         self._is_sending = True
@@ -183,12 +185,14 @@ class _Pipe(ABC):
         if self._is_closed:
             if scope.cancelled_caught:
                 await self._take_turn(("pipe-closed", self.channel.channel_id))
+            else:
+                self.channel.give_back(packets)  # the end may be among them, and `aclose` waits for that
             raise ClosedResourceError
         return self._unpack(packets)
 
     def _unpack(self, packets: Sequence[Packet]) -> list[bytes]:
         found = []
-        header, size, end = b"", 0, 0
+        header, size, end = b"", -1, 0  # of the last packet of data; none has this size
         try:
             for packet in packets:
                 payload = packet.payload
@@ -200,6 +204,7 @@ class _Pipe(ABC):
                 kind, data = parse_pipe(payload)
                 self._check(kind, data)
                 found.append(data)
+                size = -1  # nothing follows the end unchecked
                 if kind is PipePacketType.DATA and data:
                     header, size, end = payload[:PIPE_HEADER_SIZE], len(payload), PIPE_HEADER_SIZE + len(data)
         except ProtocolError as error:
@@ -325,12 +330,11 @@ class BytePipe(_Pipe, ByteStream):
             self._unpack(await self.channel.receive_batch())
 
     async def _send_eof(self) -> None:
-        self._has_sent_eof = True
+        place = self.channel.outgoing.indices[0]
         try:
             await self._send(pack_pipes((b"",)))
-        except BaseException:
-            self._has_sent_eof = False
-            raise
+        finally:  # a send that is cancelled while it signals has sent it, too
+            self._has_sent_eof = self.channel.outgoing.indices[0] != place
 
     def _check(self, kind: PipePacketType, data: bytes) -> None:
         if kind not in (PipePacketType.DATA, PipePacketType.PARTIAL):

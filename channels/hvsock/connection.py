@@ -93,7 +93,7 @@ class Connection(Device):
         if self._listener is not None:
             listener, self._listener = self._listener, None
             if not listener.arrive(stream):
-                await stream.aclose()
+                stream.close()
         while not stream.is_shut:
             await self._changed.wait()
         await stream.wind_up()

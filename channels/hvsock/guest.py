@@ -188,7 +188,7 @@ class HvsockGuest(anyio.AsyncContextManagerMixin):
             raise
         else:
             if not listener.arrive(stream):
-                await stream.aclose()
+                stream.close()
 
     async def _open(self, offer: OfferChannel, silo_id: UUID) -> HvsockStream:
         channel = await self._client.open(offer, ring_pages=self._ring_pages)

@@ -131,7 +131,11 @@ class HvsockHost:
     async def connect(
         self, service: UUID | int, *, silo_id: UUID = NO_GUID, for_container: bool = False
     ) -> HvsockStream:
-        """Connect to a listener in the guest. `ConnectionRefusedError` when the guest does not open the channel in 2 s."""
+        """Connect to a listener in the guest.
+
+        `ConnectionRefusedError` when the guest does not open the channel in 2 s, `OfferRefused` when there is no room for
+        its offer.
+        """
         self._running()
         service_id = service_id_of(service)
         params = OfferParams.hvsock(

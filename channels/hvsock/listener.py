@@ -34,7 +34,6 @@ class HvsockListener(anyio.abc.Listener[HvsockStream]):
         self._accepts = anyio.ResourceGuard("accepting from")
         self._waiting: deque[HvsockStream] = deque()
         self._expected = 0
-        self._handlers = 0
         self._is_closed = self._is_broken = False
 
     @property
@@ -61,15 +60,17 @@ class HvsockListener(anyio.abc.Listener[HvsockStream]):
     async def serve(
         self, handler: Callable[[HvsockStream], Awaitable[Any]], task_group: anyio.abc.TaskGroup | None = None
     ) -> None:
-        """Accept connections, and run `handler` with each in a task of its own. Errors as in `accept`."""
+        """Accept connections, and run `handler` with each in a task of its own. Errors as in `accept`.
+
+        The handler closes its connection; one whose task is cancelled before it has begun is closed here.
+        """
         async with AsyncExitStack() as stack:
             group = task_group
             if group is None:
                 group = await stack.enter_async_context(anyio.create_task_group())
             while True:
                 stream = await self.accept()
-                self._handlers += 1
-                begin = self._turns.expect(("hvsock-handler", self._handlers))
+                begin = self._turns.expect(("hvsock-handler", stream.channel.channel_id))
                 group.start_soon(self._handle, begin, handler, stream)
 
     async def aclose(self) -> None:
@@ -79,7 +80,7 @@ class HvsockListener(anyio.abc.Listener[HvsockStream]):
             self._forget()
             self._arrived.notify()
         while self._waiting:
-            await self._waiting.popleft().aclose()
+            self._waiting.popleft().close()
         await checkpoint_if_cancelled()
 
     # for the side that it belongs to
@@ -115,8 +116,12 @@ class HvsockListener(anyio.abc.Listener[HvsockStream]):
         handler: Callable[[HvsockStream], Awaitable[Any]],
         stream: HvsockStream,
     ) -> None:
+        has_begun = False
         try:
             await begin()
+            has_begun = True
             await handler(stream)
         finally:
+            if not has_begun:
+                stream.close()
             self._turns.leave()

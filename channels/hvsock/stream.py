@@ -82,6 +82,11 @@ class HvsockStream(BytePipe):
         return self._is_closed
 
     async def aclose(self) -> None:
+        """As `close`, and let others have their turn."""
+        self.close()
+        await checkpoint()
+
+    def close(self) -> None:
         """Close this end; idempotent. Whoever waits on it gets `ClosedResourceError`.
 
         Waits for nobody. A task that still sends ends the connection at once: the other end gets `BrokenResourceError`.
@@ -89,14 +94,12 @@ class HvsockStream(BytePipe):
         if not self._is_closed:
             self._shut()
             self._shut_here(self)
-        await checkpoint()
 
     def abort(self) -> None:
         """End the connection at once, and this end of it."""
         if not self._is_closed:
-            self._shut()
             self.channel.end("hvsock has ended")
-            self._shut_here(self)
+            self.close()
 
     async def wind_up(self) -> None:
         """Say that no more will come, wait for the other end, at most 8 s, and give the channel back."""

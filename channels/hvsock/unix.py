@@ -10,16 +10,19 @@ These are real sockets: for live partitions, not for seeded ones.
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from uuid import UUID
 
 import anyio
-from anyio.abc import ByteStream
+from anyio.abc import ByteStream, SocketListener, TaskGroup
 from anyio.streams.buffered import BufferedByteStream
+
+from broker.errors import HostError
 
 from .host import HvsockHost
 from .join import connect_streams
@@ -28,6 +31,8 @@ from .stream import HvsockAttribute, HvsockStream
 
 MAX_LINE = 64
 """Bytes of the line by which a host program says where to."""
+RETRY_DELAY = 0.1
+"""Seconds that host programs wait while this process has no file descriptor left."""
 
 
 @asynccontextmanager
@@ -41,7 +46,7 @@ async def relay_unix(hvsock: HvsockHost, path: str | os.PathLike[str]) -> AsyncI
         anyio.create_task_group() as group,
     ):
         group.start_soon(guests.serve, partial(_to_program, at))
-        group.start_soon(programs.serve, partial(_to_guest, hvsock))
+        group.start_soon(_serve, programs, partial(_to_guest, hvsock), group)
         try:
             yield
         except anyio.get_cancelled_exc_class():
@@ -61,6 +66,18 @@ def _socket_for(path: Path, service_id: UUID) -> Path:
 
 def _is_there(path: Path, service_id: UUID) -> bool:
     return _socket_for(path, service_id).is_socket()
+
+
+async def _serve(programs: SocketListener, handler: Callable[[ByteStream], Awaitable[None]], group: TaskGroup) -> None:
+    """Accept host programs, also after a guest with too many connections has used up the file descriptors."""
+    while True:
+        try:
+            await programs.serve(handler, group)
+        except (anyio.BrokenResourceError, OSError) as error:
+            cause = error if isinstance(error, OSError) else error.__cause__
+            if not isinstance(cause, OSError) or cause.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            await anyio.sleep(RETRY_DELAY)  # real time, as the sockets are
 
 
 async def _to_program(path: Path, stream: HvsockStream) -> None:
@@ -87,6 +104,7 @@ async def _to_guest(hvsock: HvsockHost, program: ByteStream) -> None:
         except (
             ValueError,
             OSError,
+            HostError,  # there is no room for one more offer, or hvsock ends
             anyio.IncompleteRead,
             anyio.DelimiterNotFound,
             anyio.BrokenResourceError,

@@ -80,6 +80,8 @@ async def _play_guest(stage: Stage, client: VmbusClient, listening: Flag) -> Non
         except (ConnectionRefusedError, TimeoutError):
             stage.count("connections refused")
             stage.say(f"port {NOBODYS_PORT}: refused, as nobody listens there")
+        else:
+            raise ScenarioFailed(f"port {NOBODYS_PORT} takes a connection, and nobody listens there")
         async with await hvsock.listen(GUEST_PORT) as listener:
             listening.set()
             async with await listener.accept() as stream:

@@ -65,7 +65,8 @@ class HandedOut(Device):
 
 
 def partition() -> Partition:
-    return Partition(PartitionConfig(virtual_time=True))
+    """Each hypercall waits, so that all that makes one can be cancelled there."""
+    return Partition(PartitionConfig(virtual_time=True, quantum=1))
 
 
 @asynccontextmanager

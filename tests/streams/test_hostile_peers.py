@@ -115,6 +115,27 @@ async def test_data_after_the_end_was_said_ends_the_pipe(side: str) -> None:
 
 
 @sides
+async def test_data_after_the_end_is_no_data_when_it_comes_along_with_the_end(side: str) -> None:
+    async with open_ends() as ends:
+        pipe, peer = (BytePipe(ends.host), ends.guest) if side == "host" else (BytePipe(ends.guest), ends.host)
+        await peer.send_batch([GOOD, header(1, 0), GOOD])
+        assert await pipe.receive() == b"abc"
+        with pytest.raises(anyio.EndOfStream):
+            await pipe.receive()
+        with pytest.raises(anyio.BrokenResourceError):
+            await pipe.send(b"abc")
+
+
+@sides
+@pytest.mark.parametrize("kind", [BytePipe, MessagePipe])
+async def test_a_first_packet_without_a_header_ends_the_pipe(side: str, kind: type[BytePipe | MessagePipe]) -> None:
+    async with open_ends() as ends:
+        pipe, peer = (kind(ends.host), ends.guest) if side == "host" else (kind(ends.guest), ends.host)
+        await peer.send_batch([b"", GOOD])
+        await expect_end(pipe, "8 bytes")
+
+
+@sides
 @pytest.mark.parametrize("kind", [BytePipe, MessagePipe])
 async def test_a_spoilt_ring_ends_the_pipe(side: str, kind: type[BytePipe | MessagePipe]) -> None:
     async with open_ends() as ends:

@@ -503,6 +503,39 @@ async def test_a_cancelled_accept_loses_no_connection(connects: str) -> None:
             assert await (await listener.accept()).receive() == b"abc"
 
 
+@sides_of
+async def test_a_cancelled_close_of_a_listener_closes_all_that_wait(connects: str) -> None:
+    async with hvsocks() as sides:
+        connector, other = ends(sides, connects)
+        listener = await other.listen(PORT)
+        waiting = [await connector.connect(PORT) for _ in range(3)]
+        await passed(sides, 0.1)
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await listener.aclose()
+        for stream in waiting:
+            with pytest.raises(anyio.EndOfStream):
+                await stream.receive()
+            await stream.aclose()
+
+
+@sides_of
+async def test_a_connection_whose_handler_is_cancelled_before_it_begins_is_closed(connects: str) -> None:
+    async with hvsocks() as sides:
+        connector, other = ends(sides, connects)
+        listener = await other.listen(PORT)
+        stream = await connector.connect(PORT)
+        await passed(sides, 0.1)
+        async with anyio.create_task_group() as handlers, anyio.create_task_group() as group:
+            handlers.cancel_scope.cancel()
+            with anyio.CancelScope(shield=True) as scope:
+                sides.server.turns.schedule(sides.server.turns.clock.now() + 10, ("test", 0), scope.cancel)
+                await listener.serve(echo, handlers)
+            group.cancel_scope.cancel()
+        with pytest.raises(anyio.EndOfStream):
+            await stream.receive()
+
+
 async def test_a_listener_for_all_services_gets_what_nobody_else_listens_to() -> None:
     async with hvsocks() as sides:
         everything = await sides.host.listen(None, takes=lambda service_id: service_id != SERVICE)

@@ -252,3 +252,23 @@ async def test_a_receiver_gets_three_bytes_and_the_second_large_write_waits_for_
             assert await pair.second.receive() == bytes(4000)
             await sent.wait()
         assert await pair.second.receive() == b"\1" * 4000
+
+
+async def test_a_large_batch_is_not_looked_at_as_a_whole_for_each_run_that_fits() -> None:
+    looked_at = 0
+
+    class Counted(list[bytes]):
+        def __getitem__(self, index):  # type: ignore[no-untyped-def]
+            nonlocal looked_at
+            found = super().__getitem__(index)
+            looked_at += len(found) if isinstance(index, slice) else 0
+            return found
+
+    count = 20_000
+    async with open_ends(pipe_type=PipeType.MESSAGE) as ends, anyio.create_task_group() as group:
+        group.start_soon(ends.guest.send_batch, Counted([bytes(400)] * count))
+        came = 0
+        while came < count:
+            came += len(await ends.host.receive_batch())
+    runs = count // (4096 // 424)
+    assert looked_at < 2 * 1024 * runs

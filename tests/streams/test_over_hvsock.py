@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import resource
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,6 +20,7 @@ from anyio.streams.text import TextStream
 from anyio.streams.tls import TLSAttribute, TLSListener, TLSStream
 
 from broker import Partition
+from broker.errors import OfferRefused
 from channels.client import VmbusClient
 from channels.hvsock import HvsockAttribute, HvsockGuest, HvsockHost, connect_streams, relay_unix
 from channels.server import VmbusServer
@@ -244,6 +248,42 @@ async def test_a_program_of_the_host_reaches_a_listener_in_the_guest(tmp_path: P
             assert await buffered.receive_exactly(8) == b"AND MORE"
             await buffered.send_eof()
             assert await read_to_end(buffered) == b""
+
+
+async def test_a_relay_without_file_descriptors_goes_on_once_there_are_some(tmp_path: Path) -> None:
+    async with relayed(tmp_path / "vm") as (sides, group):
+        listener = await sides.guest.listen(PORT)
+        group.start_soon(listener.serve, shout)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with socket.socket(socket.AF_UNIX) as program:
+            program.setblocking(False)
+            lowest_free = os.dup(0)
+            os.close(lowest_free)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
+            try:
+                program.connect(str(tmp_path / "vm"))
+                for _ in range(20):  # rounds in which the relay has to wait
+                    await anyio.lowlevel.checkpoint()
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            program.send(b"CONNECT %d\nabc" % PORT)
+            await anyio.wait_readable(program)
+            assert program.recv(3) == b"OK "
+
+
+async def test_a_relay_outlives_a_program_that_hvsock_has_no_room_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_: object) -> None:
+        raise OfferRefused("there are 2047 channels already")
+
+    async with relayed(tmp_path / "vm") as (sides, _):
+        for method in (refuse, sides.host.connect):
+            monkeypatch.setattr(sides.host, "connect", method)
+            async with await anyio.connect_unix(tmp_path / "vm") as program:
+                await program.send(b"CONNECT %d\n" % PORT)
+                with pytest.raises(anyio.EndOfStream):
+                    await program.receive()
 
 
 @pytest.mark.parametrize("line", [b"CONNECT x\n", b"GET /\n", b"CONNECT 4294967296\n", b"C" * 100, b"CONN"])
