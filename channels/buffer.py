@@ -10,9 +10,13 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from itertools import accumulate
 
+from broker.errors import MemoryAccessError, ProtocolError
 from broker.memory import GuestMemory
 
 from .protocol.gparange import GpaRange
+
+MOST_RANGE_BYTES = 16 << 20
+"""What `read_ranges` copies at most, unless told."""
 
 
 class GuestBuffer:
@@ -57,6 +61,37 @@ class GuestBuffer:
             yield span
             size -= len(span)
             index, inside = index + 1, 0
+
+
+def read_ranges(memory: GuestMemory, ranges: Iterable[GpaRange], most: int = MOST_RANGE_BYTES) -> bytes:
+    """What lies in these ranges, at most so many bytes in all.
+
+    `ProtocolError` for more, and for pages outside guest memory: a guest has named them, the same one a thousand times if it
+    likes.
+    """
+    ranges = tuple(ranges)
+    size = sum(part.byte_count for part in ranges)
+    if size > most:
+        raise ProtocolError("GPA ranges", 0, f"at most {most} bytes", f"{size}")
+    return _named_by_a_peer(memory, ranges).read(0, size)
+
+
+def write_ranges(memory: GuestMemory, ranges: Iterable[GpaRange], data: bytes) -> None:
+    """Store `data` into these ranges, which it need not fill.
+
+    `ProtocolError` as in `read_ranges`, and when it does not fit; then nothing is stored.
+    """
+    buffer = _named_by_a_peer(memory, ranges)
+    if len(data) > buffer.size:
+        raise ProtocolError("GPA ranges", 0, f"room for {len(data)} bytes", f"{buffer.size}")
+    buffer.write(0, data)
+
+
+def _named_by_a_peer(memory: GuestMemory, ranges: Iterable[GpaRange]) -> GuestBuffer:
+    try:
+        return GuestBuffer(memory, ranges)
+    except MemoryAccessError as error:
+        raise ProtocolError("GPA range", 0, "pages of guest memory", str(error)) from error
 
 
 def _first(pieces: Iterable[tuple[int, int]], most: int) -> Iterator[tuple[int, int]]:

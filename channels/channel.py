@@ -15,11 +15,11 @@ from typing import Self
 import anyio
 
 from broker.access import Turns
-from broker.errors import ChannelClosed, MemoryAccessError, MessageTooLarge, ProtocolError, RingCorrupt
-from broker.hvdef import PAGE_SIZE
+from broker.errors import ChannelClosed, MessageTooLarge, RingCorrupt
 from broker.memory import GuestMemory
 from broker.trace import Ring, Trace
 
+from .buffer import MOST_RANGE_BYTES, read_ranges, write_ranges
 from .doorbell import Doorbell
 from .protocol.gparange import GpaRange, TransferRange
 from .protocol.packet import (
@@ -38,8 +38,6 @@ READ_AHEAD = 64
 """Packets that `receive` takes from the ring at once."""
 MOST_AT_ONCE = 1024
 """Packets of a batch that are looked at together: those for which there is no room are looked at again."""
-MOST_RANGE_BYTES = 16 << 20
-"""What `read_ranges` copies at most, unless told."""
 FIRST_REQUEST_ID = 1 << 63
 """Transaction IDs that `request` draws: the upper half of the 64 bits."""
 
@@ -239,33 +237,14 @@ class Channel:
         `ProtocolError` for more, and for pages outside guest memory: a guest has named them, the same one a thousand
         times if it likes.
         """
-        ranges = tuple(ranges)
-        size = sum(part.byte_count for part in ranges)
-        if size > most:
-            raise ProtocolError("GPA ranges", 0, f"at most {most} bytes", f"{size}")
-        try:
-            return b"".join(self.memory.read(gpa, size) for part in ranges for gpa, size in part.pieces())
-        except MemoryAccessError as error:
-            raise ProtocolError("GPA range", 0, "pages of guest memory", str(error)) from error
+        return read_ranges(self.memory, ranges, most)
 
     def write_ranges(self, ranges: Iterable[GpaRange], data: bytes) -> None:
         """Store `data` into these ranges, which it need not fill.
 
         `ProtocolError` as in `read_ranges`, and when it does not fit; then nothing is stored.
         """
-        pieces = [piece for part in ranges for piece in part.pieces()]
-        room = sum(size for _, size in pieces)
-        if len(data) > room:
-            raise ProtocolError("GPA ranges", 0, f"room for {len(data)} bytes", f"{room}")
-        try:
-            for gpa, size in pieces:
-                self.memory.view(gpa, size)
-            done = 0
-            for gpa, size in pieces:
-                self.memory.write(gpa, data[done : done + size])
-                done += size
-        except MemoryAccessError as error:
-            raise ProtocolError("GPA range", 0, "pages of guest memory", str(error)) from error
+        write_ranges(self.memory, ranges, data)
 
     # signals and the end
 
@@ -459,20 +438,3 @@ class Channel:
             signalled=signalled,
         )
         self.trace.work_on((event, self.trace.context()[1]))
-
-
-def split_rings(memory: GuestMemory, ranges: Sequence[GpaRange], page_offset: int) -> tuple[RingMemory, RingMemory]:
-    """The two rings of a GPADL: guest to host, host to guest.
-
-    It is one range of whole pages; the first `page_offset` of them are the guest-to-host ring. Each ring is a control page and
-    at least one page of data. `ProtocolError` for any other, or for pages that are no RAM.
-    """
-    if len(ranges) != 1 or ranges[0].byte_offset or ranges[0].byte_count % PAGE_SIZE:
-        raise ProtocolError("ring GPADL", 0, "one range of whole pages", f"{len(ranges)} ranges, or parts of pages")
-    gpns = ranges[0].gpns
-    if not 2 <= page_offset <= len(gpns) - 2:
-        raise ProtocolError("ring GPADL", 0, f"a split that leaves each ring 2 of {len(gpns)} pages", f"{page_offset}")
-    try:
-        return RingMemory.of_pages(memory, gpns[:page_offset]), RingMemory.of_pages(memory, gpns[page_offset:])
-    except MemoryAccessError as error:
-        raise ProtocolError("ring GPADL", 0, "pages of guest memory", str(error)) from error

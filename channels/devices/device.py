@@ -9,10 +9,11 @@ from broker.access import Interrupt, Turns
 from broker.errors import HostError, RingCorrupt
 
 from ..bus import Bus, OfferParams, OpenParams
-from ..channel import Channel, split_rings
+from ..channel import Channel
 from ..doorbell import Doorbell
 from ..protocol.gparange import GpaRange
 from ..protocol.message import STATUS_UNSUCCESSFUL
+from ..ring import split_rings
 
 
 class RefuseOpen(HostError):

@@ -10,7 +10,7 @@ Pure: nothing here waits, signals, reads a clock or logs. Packets are `channels.
 """
 
 from .incoming import IncomingRing
-from .memory import RingMemory
+from .memory import RingMemory, split_rings
 from .outgoing import OutgoingRing, footprint
 
-__all__ = ["IncomingRing", "OutgoingRing", "RingMemory", "footprint"]
+__all__ = ["IncomingRing", "OutgoingRing", "RingMemory", "footprint", "split_rings"]

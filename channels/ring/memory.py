@@ -12,10 +12,12 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import Self
 
+from broker.errors import MemoryAccessError, ProtocolError
 from broker.hvdef import PAGE_SIZE
 from broker.hvdef.registers import PAGE_SHIFT
 from broker.memory import GuestMemory
 
+from ..protocol.gparange import GpaRange
 from .control import CONTROL_PAGE_SIZE, CONTROL_WORDS
 
 _MAX_SIZE = 1 << 32
@@ -105,6 +107,23 @@ class RingMemory:
         start, length = self._runs[index]
         inside = offset - self._starts[index]
         return start + inside, length - inside
+
+
+def split_rings(memory: GuestMemory, ranges: Sequence[GpaRange], page_offset: int) -> tuple[RingMemory, RingMemory]:
+    """The two rings of a GPADL: guest to host, host to guest.
+
+    It is one range of whole pages; the first `page_offset` of them are the guest-to-host ring. Each ring is a control page and
+    at least one page of data. `ProtocolError` for any other, or for pages that are no RAM.
+    """
+    if len(ranges) != 1 or ranges[0].byte_offset or ranges[0].byte_count % PAGE_SIZE:
+        raise ProtocolError("ring GPADL", 0, "one range of whole pages", f"{len(ranges)} ranges, or parts of pages")
+    gpns = ranges[0].gpns
+    if not 2 <= page_offset <= len(gpns) - 2:
+        raise ProtocolError("ring GPADL", 0, f"a split that leaves each ring 2 of {len(gpns)} pages", f"{page_offset}")
+    try:
+        return RingMemory.of_pages(memory, gpns[:page_offset]), RingMemory.of_pages(memory, gpns[page_offset:])
+    except MemoryAccessError as error:
+        raise ProtocolError("ring GPADL", 0, "pages of guest memory", str(error)) from error
 
 
 def _runs(memory: GuestMemory, gpns: Sequence[int]) -> Iterator[tuple[int, int]]:

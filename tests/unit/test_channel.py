@@ -17,10 +17,11 @@ from broker.errors import ChannelClosed, MessageTooLarge, ProtocolError, RingCor
 from broker.trace import AnyEvent, Ring
 from broker.turns import LiveTurns, Turns
 from channels import channel as module
-from channels.channel import FIRST_REQUEST_ID, Channel, split_rings
+from channels.channel import FIRST_REQUEST_ID, Channel
 from channels.doorbell import Doorbell
 from channels.protocol.gparange import GpaRange, TransferRange, resolve_transfer_range
 from channels.protocol.packet import EXTENDED_HEADER_SIZE, Packet, PacketType, pack_in_band, pack_packet
+from channels.ring import split_rings
 from channels.ring.control import IN, INTERRUPT_MASK, OUT, PENDING_SEND_SIZE
 
 PAGE = 4096
