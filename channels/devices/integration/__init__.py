@@ -1,5 +1,10 @@
 """Integration devices, host side: heartbeat, shutdown, time, key-value pairs, volume snapshots, file copy."""
 
+from ...protocol.integration.common import IcStatus, IcVersion
+from ...protocol.integration.heartbeat import HeartbeatState
+from ...protocol.integration.kvp import KvpPool
+from ...protocol.integration.kvp_ip import IpFamily, IpInfo
+from ...protocol.integration.shutdown import ShutdownKind
 from .component import Conversation, GuestRefused, IntegrationDevice
 from .file_copy import FileCopyDevice
 from .heartbeat import HeartbeatDevice
@@ -14,9 +19,16 @@ __all__ = [
     "FileCopyDevice",
     "GuestRefused",
     "HeartbeatDevice",
+    "HeartbeatState",
+    "IcStatus",
+    "IcVersion",
     "IntegrationDevice",
+    "IpFamily",
+    "IpInfo",
     "KvpDevice",
+    "KvpPool",
     "ShutdownDevice",
+    "ShutdownKind",
     "TimeSyncDevice",
     "VssDevice",
     "system_time",

@@ -1,5 +1,10 @@
 """Integration components as a guest has them: each answers the host as Linux does."""
 
+from ...protocol.integration.common import IcStatus, IcVersion
+from ...protocol.integration.heartbeat import HeartbeatState
+from ...protocol.integration.kvp import KvpPool
+from ...protocol.integration.kvp_ip import IpFamily, IpInfo
+from ...protocol.integration.shutdown import ShutdownKind
 from .component import IntegrationDriver, Request
 from .file_copy import FileCopyDriver
 from .heartbeat import HeartbeatDriver
@@ -11,10 +16,17 @@ from .vss import VssDriver
 __all__ = [
     "FileCopyDriver",
     "HeartbeatDriver",
+    "HeartbeatState",
+    "IcStatus",
+    "IcVersion",
     "IntegrationDriver",
+    "IpFamily",
+    "IpInfo",
     "KvpDriver",
+    "KvpPool",
     "Request",
     "ShutdownDriver",
+    "ShutdownKind",
     "TimeSample",
     "TimeSyncDriver",
     "VssDriver",
