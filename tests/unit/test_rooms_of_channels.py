@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from inspect import isclass, isfunction
 
 import pytest
 
@@ -60,5 +61,5 @@ def test_its_classes_and_functions_say_what_they_are(room: str) -> None:
     assert module.__doc__
     for name in module.__all__:
         shown = getattr(module, name)
-        if isinstance(shown, type) or callable(shown):
+        if isclass(shown) or isfunction(shown):
             assert shown.__doc__, name
