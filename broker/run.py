@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import anyio
@@ -164,11 +164,14 @@ async def play(
             if seed is not None:
                 report.ticks = partition.clock.now()
     except Exception as error:
-        first = first_of(error)
+        leaves = list(_leaves(error))
         expected = (ScenarioFailed, BrokerError, OSError, *_STREAM_ERRORS) if faults else (ScenarioFailed,)
-        if not isinstance(first, expected):
+        says = next((leaf for leaf in leaves if isinstance(leaf, ScenarioFailed)), leaves[0])
+        foreign = next((leaf for leaf in leaves if not isinstance(leaf, expected)), None) if faults else None
+        if foreign is not None or not isinstance(says, expected):
+            first = foreign or leaves[0]
             raise first from first.__cause__
-        report.failure = str(first) or str(first.__cause__ or type(first).__name__)
+        report.failure = str(says) or str(says.__cause__ or type(says).__name__)
     report.faults = {fault.name: in_place.struck[fault.name] for fault in faults}
     if seed is None:
         report.seconds = time.perf_counter() - begin
@@ -187,11 +190,13 @@ async def _play_patiently(scenario: Scenario, stage: PartitionStage, partition: 
         report.failure = f"after {PATIENCE // TICKS_PER_SECOND} s somebody still waits for what does not come"
 
 
-def first_of(error: BaseException) -> BaseException:
-    """The exception that this is, or the first of those that task groups of a scenario wrapped."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    """The exception that this is, or those that task groups of a scenario wrapped."""
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error
 
 
 _STREAM_ERRORS = (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream)

@@ -20,13 +20,13 @@ from broker import (
     Vtl,
     receive_messages,
 )
-from broker.errors import ConfigurationError
+from broker.errors import ChannelClosed, ConfigurationError
 from broker.hvdef import Msr, SintRegister
 from broker.run import Report, find_scenario, play
 from broker.trace import AnyEvent, Control, encode_event
 from channels.faults import FAULTS, Fault, Faults, GuestSynicWrapper, InjectedFault, parse_fault
 from channels.faults.guest import LateEom, MaskedSint
-from channels.scenarios import Settings
+from channels.scenarios import Scenario, ScenarioFailed, Settings, Stage
 
 from .test_scenarios import NAMES
 
@@ -279,3 +279,21 @@ async def test_a_message_that_is_not_whole_passes_as_it_is() -> None:
         for data in junk:
             assert await synic.post_message(1, 1, data) is HvStatus.SUCCESS
         assert [message.payload for message in await inbox.receive_batch()] == junk
+
+
+@pytest.mark.parametrize("faults", [[], ["late-eom"]], ids=["without", "with"])
+async def test_a_mistake_of_a_scenario_is_raised_and_no_failure_of_its_faults(faults: list[str]) -> None:
+    async def both(stage: Stage) -> None:
+        raise ExceptionGroup("", [ChannelClosed("the host has gone"), ExceptionGroup("", [KeyError("a mistake")])])
+
+    scenario = Scenario(about="mistaken", play=both)
+    with pytest.raises(KeyError if faults else ChannelClosed):
+        await play(scenario, SETTINGS, OPENVMM, "emulated", 1, faults=[parse_fault(text) for text in faults])
+
+
+async def test_what_a_scenario_says_counts_more_than_what_went_with_it() -> None:
+    async def saying(stage: Stage) -> None:
+        raise ExceptionGroup("", [ChannelClosed("the host has gone"), ScenarioFailed("two and two are five")])
+
+    report = await play(Scenario(about="says", play=saying), SETTINGS, OPENVMM, "emulated", None)
+    assert report.failure == "two and two are five"
