@@ -11,6 +11,7 @@ import msgspec
 from channels.bus import Bus, ChannelRequests, Offer, OfferParams, OpenParams
 from channels.bus_wrapper import BusWrapper, RequestsWrapper
 from channels.doorbell import Doorbell
+from channels.hvsock.services import service_name
 from channels.protocol.ids import INTERFACE_NAMES
 from channels.protocol.offer import OfferFlags
 
@@ -104,5 +105,5 @@ class _MeteredRequests(RequestsWrapper):
 
 def _name_of(params: OfferParams) -> str:
     if params.flags & OfferFlags.TLNPI_PROVIDER:
-        return f"hvsock {params.interface_id}"
+        return f"hvsock {service_name(params.interface_id)}"
     return INTERFACE_NAMES.get(params.interface_id, str(params.interface_id))

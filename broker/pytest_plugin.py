@@ -12,13 +12,14 @@
         ...
 
 Tests are async and run under anyio's own plugin (`anyio_mode = "auto"`, or `pytest.mark.anyio`), on asyncio and on trio.
-Time is virtual unless told: a test that waits a minute takes none. A device that raises ends the test with what it raised:
+Time is virtual unless told: a test that waits a minute takes none, and one that waits for what never comes fails at once. It is
+the partition's time (`vmbus_time`); anyio's own timeouts are in yours. A device that raises ends the test with what it raised:
 each block (partition, server, client) runs in a task of its own, so that its end does not end pytest's.
 
 `pytest.mark.vmbus` takes `faults` (see `channels.faults`), `seed`, `version` (what the client asks for) and any field of
 `PartitionConfig`. Fixtures that a project may override: `vmbus_config`, `vmbus_devices`. Others: `vmbus_partition`,
-`vmbus_access` (with the faults), `vmbus_refusing_access`, `vmbus_server`, `vmbus_guest` (a `GuestSynic` of processor 0, with
-the faults), `vmbus_client`, `vmbus_time`, `vmbus_faults`.
+`vmbus_access` (with the faults), `vmbus_refusing_access`, `vmbus_server`, `vmbus_hvsock` (an `HvsockHost` at that server),
+`vmbus_guest` (a `GuestSynic` of processor 0, with the faults), `vmbus_client`, `vmbus_time`, `vmbus_faults`.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ if TYPE_CHECKING:  # a test run that uses none of this should not pay for it
     from channels.client import VmbusClient
     from channels.devices import Device
     from channels.faults import Faults, RefusingAccess
+    from channels.hvsock import HvsockHost
     from channels.server import VmbusServer
 
     from .access import GuestSynic, SynicPortAccess
@@ -43,6 +45,8 @@ if TYPE_CHECKING:  # a test run that uses none of this should not pay for it
 
 T = TypeVar("T")
 
+PATIENCE_DAYS = 7
+"""Of virtual time: where nobody can go on, time jumps there at once, and the test fails."""
 _OWN = ("faults", "version")
 """Arguments of the marker that are no fields of `PartitionConfig`."""
 
@@ -93,6 +97,10 @@ class _Guard:
             self._scope.cancel()
         for standing in self._blocks[self._blocks.index(block) + 1 :]:
             standing.cancel()
+
+    def give_up(self) -> None:
+        """Nobody can go on: the first block, the partition, has nothing left to do."""
+        self.fail(TimeoutError("nobody can go on: somebody waits for what does not come"), self._blocks[0])
 
     def raise_error(self) -> None:
         """Raise what a block ended with, once."""
@@ -201,7 +209,8 @@ def vmbus_faults(request: pytest.FixtureRequest, vmbus_config: PartitionConfig) 
     """The faults that the test's marker asks for; it counts how often each has struck."""
     from channels.faults import Faults, parse_fault
 
-    return Faults([parse_fault(text) for text in _wanted(request).get("faults", ())], vmbus_config.seed or 0)
+    texts = _wanted(request).get("faults", ())
+    return Faults(map(parse_fault, [texts] if isinstance(texts, str) else texts), vmbus_config.seed or 0)
 
 
 @pytest.fixture
@@ -209,9 +218,14 @@ async def vmbus_partition(
     anyio_backend: object, _vmbus_guard: _Guard, vmbus_config: PartitionConfig
 ) -> AsyncIterator[Partition]:
     """A partition that lives as long as the test."""
+    from .clock import TICKS_PER_SECOND
     from .partition import Partition
 
     async with _vmbus_guard.hold(lambda: Partition(vmbus_config)) as partition:
+        if vmbus_config.virtual_time:
+            partition.turns.schedule(
+                PATIENCE_DAYS * 86_400 * TICKS_PER_SECOND, ("test-patience", 0), _vmbus_guard.give_up
+            )
         yield partition
 
 
@@ -238,23 +252,35 @@ async def vmbus_refusing_access(
 
 
 @pytest.fixture
+def vmbus_hvsock() -> HvsockHost:
+    """The host's sockets, served by `vmbus_server`: listen and connect here."""
+    from channels.hvsock import HvsockHost
+
+    return HvsockHost()
+
+
+@pytest.fixture
 async def vmbus_server(
     anyio_backend: object,
     _vmbus_guard: _Guard,
     vmbus_partition: Partition,
     vmbus_access: SynicPortAccess,
     vmbus_faults: Faults,
-    vmbus_devices: Sequence[Device],
+    vmbus_devices: Sequence[Device] | Device,
+    vmbus_hvsock: HvsockHost,
 ) -> AsyncIterator[VmbusServer]:
-    """A VMBus server that serves `vmbus_devices`."""
-    from channels.devices import serve_devices
+    """A VMBus server that serves `vmbus_devices`, and takes hvsock connections for `vmbus_hvsock`."""
+    from channels.devices import Device, serve_devices
     from channels.server import VmbusServer
+
+    devices = (vmbus_devices,) if isinstance(vmbus_devices, Device) else vmbus_devices
 
     @asynccontextmanager
     async def serve() -> AsyncIterator[VmbusServer]:
         async with (
-            VmbusServer(vmbus_access, vmbus_partition.memory) as server,
-            serve_devices(vmbus_faults.bus(server), *vmbus_devices),
+            VmbusServer(vmbus_access, vmbus_partition.memory, hvsock_listener=vmbus_hvsock.accepts) as server,
+            vmbus_hvsock.serve(vmbus_faults.bus(server)),
+            serve_devices(vmbus_faults.bus(server), *devices),
         ):
             yield server
 
@@ -278,7 +304,12 @@ async def vmbus_client(
 ) -> AsyncIterator[VmbusClient]:
     """A VMBus client of that driver, connected to `vmbus_server`."""
     from channels.client import VmbusClient
+    from channels.protocol import Version
 
     version = _wanted(request).get("version")
+    if isinstance(version, str):
+        version = next((known for known in Version if known.label == version), version)
+        if isinstance(version, str):
+            raise pytest.UsageError(f"pytest.mark.vmbus: there is no version {version}")
     async with _vmbus_guard.hold(lambda: VmbusClient(vmbus_guest, version=version)) as client:
         yield client

@@ -14,7 +14,7 @@ from channels.faults import Fault, Faults
 from channels.scenarios import GuestRun, Scenario, ScenarioFailed, Settings
 from channels.scenarios.stage import GuestCode
 
-from .access import SynicPortAccess
+from .access import SynicPortAccess, Turns
 from .clock import TICKS_PER_SECOND
 from .errors import BrokerError, ConfigurationError
 from .hvdef import Profile
@@ -27,6 +27,8 @@ from .trace import Trace
 
 PATIENCE = 60 * TICKS_PER_SECOND
 """How long a scenario may take that faults disturb."""
+VIRTUAL_PATIENCE = 24 * 3600 * TICKS_PER_SECOND
+"""How long one may take in virtual time: time jumps there at once when nobody can go on."""
 
 
 @dataclass
@@ -139,7 +141,8 @@ async def play(
 ) -> Report:
     """Play it once. With a seed: turn by turn and in virtual time, the same on both loops; without: live.
 
-    With faults it has `PATIENCE`; what it ends with, or that it does not end, is the report's failure.
+    In virtual time it has `VIRTUAL_PATIENCE`, with faults `PATIENCE`: that it does not end is the report's failure, and with
+    faults so is what it ends with.
     """
     report = Report()
     config = PartitionConfig(
@@ -157,10 +160,9 @@ async def play(
         async with Partition(config) as partition:
             report.channels = meter.channels
             stage = PartitionStage(partition, settings, in_place, meter, report, tell)
-            if faults:
-                await _play_patiently(scenario, stage, partition, report)
-            else:
-                await scenario.play(stage)
+            patience = PATIENCE if faults else VIRTUAL_PATIENCE if seed is not None else None
+            unit = "s" if seed is None else "s of virtual time"
+            await _play_patiently(scenario, stage, partition.turns, patience, unit, report)
             if seed is not None:
                 report.ticks = partition.clock.now()
     except Exception as error:
@@ -178,16 +180,20 @@ async def play(
     return report
 
 
-async def _play_patiently(scenario: Scenario, stage: PartitionStage, partition: Partition, report: Report) -> None:
-    turns = partition.turns
+async def _play_patiently(
+    scenario: Scenario, stage: PartitionStage, turns: Turns, patience: int | None, unit: str, report: Report
+) -> None:
+    if patience is None:
+        await scenario.play(stage)
+        return
     with anyio.CancelScope() as scope:
-        limit = turns.schedule(turns.clock.now() + PATIENCE, ("patience", 0), scope.cancel)
+        limit = turns.schedule(turns.clock.now() + patience, ("patience", 0), scope.cancel)
         try:
             await scenario.play(stage)
         finally:
             limit.cancel()
     if scope.cancelled_caught:
-        report.failure = f"after {PATIENCE // TICKS_PER_SECOND} s somebody still waits for what does not come"
+        report.failure = f"after {patience // TICKS_PER_SECOND} {unit} somebody still waits for what does not come"
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

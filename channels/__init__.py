@@ -1,4 +1,9 @@
-"""VMBus on top of the SynIC: channels, devices and scenarios. It follows; the SynIC underneath is `broker`."""
+"""VMBus on top of the SynIC, which is `broker`.
+
+`server` and `client` are the two ends of a connection, `devices` and `drivers` the two sides of devices, `hvsock` sockets,
+`pipe` streams over any channel, `relay` a paravisor's, `faults` what may go wrong, `scenarios` what `vmbus run` plays; `bus` is
+what a device sees of a server, `channel` one end of an open channel. `protocol`, `ring`, `core` and `explain` are underneath.
+"""
 
 __vmbus__ = 1
 """Says that this package is vmbus-broker's and not another distribution's of the same name."""

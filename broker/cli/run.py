@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -23,6 +24,8 @@ from ..run import Report, find_scenario, play
 from .common import REFUSED, check_trace, console, open_trace, print_json_lines, run_on, scene_options
 
 VERSIONS = {version.label: version for version in Version}
+_GUID_END = re.compile(r"(?<=\b[0-9a-f]{8})-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+"""Of a GUID, all but the first group: the whole of it is in the JSON."""
 _FAULTS = "\n".join(f"{name:21}{kind.about} ({kind.argument}: {kind.default})" for name, kind in FAULTS.items())
 
 
@@ -76,7 +79,7 @@ def run(
     channels.scenarios:integration    heartbeat, time, shutdown, key-value pairs, snapshots, file copy
     channels.scenarios:driver_test    what a driver's author looks at: each device once, and what it answers
 
-    Any other module's will do, too. The exit status is 1 when something is not as it has to be.
+    Any other module's will do, too. The exit status is 1 when something is not as it has to be, as with some faults it is.
     """
     sys.path.insert(0, str(Path.cwd()))  # where a newcomer's own module is
     scenario = find_scenario(scenario_name)
@@ -166,9 +169,9 @@ def _channel_table(channels: list[ChannelTraffic]) -> Table:
     table.add_column("device", overflow="fold")  # a name is worth a second line, not three dots
     for direction in ("to host", "to guest"):
         table.add_column(f"packets {direction}", justify="right")
-        table.add_column("bytes", justify="right")
-    for channel in channels:
+        table.add_column("ring bytes", justify="right")
+    for channel in sorted(channels, key=lambda channel: channel.channel_id):
         sub = f".{channel.subchannel}" if channel.subchannel else ""
         ways = [f"{number:,}" for way in (channel.to_host, channel.to_guest) for number in (way.packets, way.bytes)]
-        table.add_row(f"{channel.channel_id:#x}{sub}", channel.device, *ways)
+        table.add_row(f"{channel.channel_id:#x}{sub}", _GUID_END.sub("…", channel.device), *ways)
     return table

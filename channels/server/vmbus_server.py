@@ -1,7 +1,7 @@
 """A VMBus server: the shell around `ServerMachine`, over a `SynicPortAccess` and guest memory, and nothing else.
 
     async with VmbusServer(partition.synic(), partition.memory) as server:
-        async with serve_devices(server, EchoDevice()):
+        async with serve_devices(server, EchoDevice(INSTANCE)):
             ...
 
 Two tasks of the block do the work: one carries out effects and takes guest messages, one posts to the guest. The first

@@ -154,3 +154,41 @@ def test_a_run_that_uses_none_of_it_does_not_import_it(tmp_path: Path) -> None:
     source = "import sys\n\ndef test_lean():\n    assert 'channels.server' not in sys.modules\n"
     result = run_pytest(tmp_path, source)
     assert "1 passed" in result.stdout, result.stdout
+
+
+def test_a_test_that_waits_for_what_never_comes_fails_at_once(tmp_path: Path) -> None:
+    source = """
+async def test_stuck(vmbus_client):
+    await vmbus_client.wait_offer(instance_id=UUID(int=99))
+
+async def test_stuck_without_a_client(vmbus_partition):
+    await vmbus_partition.turns.wakeup(("nobody", 0)).wait()
+"""
+    result = run_pytest(tmp_path, HEAD + source)
+    assert "4 failed" in result.stdout, result.stdout
+    assert result.stdout.count("TimeoutError: nobody can go on") >= 4
+
+
+def test_sockets_one_device_and_a_version_s_label_will_do(tmp_path: Path) -> None:
+    source = """
+@pytest.fixture
+def vmbus_devices():
+    return EchoDevice(INSTANCE)
+
+@pytest.mark.vmbus(version="5.3", faults="late-eom:2")
+async def test_hvsock(vmbus_client, vmbus_hvsock, vmbus_faults):
+    from channels.hvsock import HvsockGuest
+    assert vmbus_client.version.label == "5.3"
+    async with await vmbus_hvsock.listen(5000) as listener, HvsockGuest(vmbus_client) as guest:
+        async with await guest.connect(5000) as stream:
+            await stream.send(b"hello")
+            async with await listener.accept() as accepted:
+                assert await accepted.receive() == b"hello"
+    assert vmbus_faults.struck["late-eom"]
+
+@pytest.mark.vmbus(version="9.9")
+async def test_version(vmbus_client): ...
+"""
+    result = run_pytest(tmp_path, HEAD + source)
+    assert "2 passed, 2 errors" in result.stdout, result.stdout
+    assert "there is no version 9.9" in result.stdout

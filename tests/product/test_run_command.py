@@ -142,7 +142,7 @@ def test_it_shows_what_went_over_each_channel() -> None:
     result = vmbus("run", "channels.scenarios:disk", "--packets", "10", "--channels", "1")
     assert result.returncode == 0, result.stderr
     heading, primary, subchannel = result.stdout.splitlines()[-4:-1]
-    assert heading.split() == ["channel", "device", "packets", "to", "host", "bytes", "packets", "to", "guest", "bytes"]
+    assert " ".join(heading.split()) == "channel device packets to host ring bytes packets to guest ring bytes"
     assert primary.split()[:3] == ["0x1", "SCSI", "36"]
     assert subchannel.split()[:2] == ["0x2.1", "SCSI"]
     (line,) = vmbus(
@@ -152,6 +152,23 @@ def test_it_shows_what_went_over_each_channel() -> None:
     assert (first["channel_id"], first["device"], first["subchannel"], first["opens"]) == (1, "SCSI", 0, 1)
     assert first["to_host"]["packets"] == first["to_guest"]["packets"] == 36
     assert second["subchannel"] == 1
+
+
+def test_a_scenario_that_waits_for_what_never_comes_ends_and_says_so(tmp_path: Path) -> None:
+    (tmp_path / "stuck.py").write_text(
+        "from channels.scenarios import Flag, Scenario\n"
+        "async def _play(stage):\n"
+        "    async def guest(synic):\n"
+        "        await Flag(synic.turns, 1).wait()\n"
+        "    await stage.start(0, guest).wait()\n"
+        "stuck = Scenario(about='waits', play=_play)\n"
+    )
+    program = Path(sys.executable).with_name("vmbus")
+    result = subprocess.run(
+        [program, "run", "stuck:stuck"], capture_output=True, text=True, check=False, timeout=100, cwd=tmp_path
+    )
+    assert result.returncode == 1
+    assert "failed: after 86400 s of virtual time somebody still waits" in result.stdout
 
 
 def test_faults_are_asked_for_by_name_and_counted() -> None:
@@ -167,9 +184,13 @@ def test_faults_are_asked_for_by_name_and_counted() -> None:
     assert "a number from 1 on (milliseconds)" in complaint(vmbus("run", ECHO, "--fault", "late-eom:soon"))
 
 
-def test_names_of_devices_are_whole_on_a_narrow_terminal() -> None:
-    service = "00001388-facb-11e6-bd58-64006a7986d3"
-    channel = ChannelTraffic(1, f"hvsock {service}", 0, Traffic(1001, 272_032), Traffic(31, 240_992))
+def test_names_of_devices_fit_a_narrow_terminal_and_guids_are_cut_where_they_can_be_told_apart() -> None:
+    traffic = Traffic(1001, 272_032), Traffic(31, 240_992)
+    guid = ChannelTraffic(2, "hvsock service 6ec80006-0000-4000-8000-000000000001", 0, *traffic)
+    channel = ChannelTraffic(1, "time synchronisation of a very long name", 0, *traffic)
     out = StringIO()
-    Console(file=out, width=80).print(_channel_table([channel]))
-    assert service in "".join(out.getvalue().split())
+    Console(file=out, width=80).print(_channel_table([guid, channel]))
+    shown = out.getvalue().split()
+    assert shown.index("0x1") < shown.index("0x2")
+    assert "6ec80006…" in shown
+    assert {"time", "very", "long", "name"} <= set(shown)

@@ -10,22 +10,22 @@ import pytest
 ROOMS = {
     "bus": ("Bus ChannelRequests ChannelState Offer OfferParams OpenParams "),
     "client": ("CLIENT_ID ForOthers ForeignChannel GuestChannel GuestGpadl OWN_VP OpenRefused RING_PAGES VmbusClient "),
-    "devices": ("Device DeviceChannel EchoDevice RefuseOpen SerialConsole SerialPort serve_devices "),
+    "devices": ("Device DeviceChannel EchoDevice OfferParams RefuseOpen SerialConsole SerialPort serve_devices "),
     "devices.input": ("KeyboardDevice MouseDevice "),
     "devices.integration": (
-        "Conversation FileCopyDevice GuestRefused HeartbeatDevice HeartbeatState IcStatus IcVersion "
+        "Conversation FileCopyDevice GuestRefused HeartbeatDevice HeartbeatState IcMessageType IcStatus IcVersion "
         "IntegrationDevice IpFamily IpInfo KvpDevice KvpPool ShutdownDevice ShutdownKind TimeSyncDevice "
         "VIRTUAL_EPOCH VssDevice system_time "
     ),
     "devices.network": (
-        "AdapterStatistics LINK_SPEED Loopback NetworkAdapter NetworkBackend PcapFile PortStatistics QUEUE_SIZE "
-        "Recorded Replay Station SwitchPort VirtualSwitch deliver_all read_pcap "
+        "AdapterStatistics Frame LINK_SPEED Loopback NetworkAdapter NetworkBackend PcapFile PortStatistics "
+        "QUEUE_SIZE Recorded Replay Station SwitchPort VirtualSwitch deliver_all read_pcap "
     ),
     "devices.storage": ("Disk FileDisk MemoryDisk ScsiController "),
     "drivers": ("Driver open_serial run_drivers "),
     "drivers.integration": (
-        "FileCopyDriver HeartbeatDriver HeartbeatState IcStatus IcVersion IntegrationDriver IpFamily IpInfo "
-        "KvpDriver KvpPool Request ShutdownDriver ShutdownKind TimeSample TimeSyncDriver VssDriver "
+        "FileCopyDriver HeartbeatDriver HeartbeatState IcMessageType IcStatus IcVersion IntegrationDriver IpFamily "
+        "IpInfo KvpDriver KvpPool Request ShutdownDriver ShutdownKind TimeSample TimeSyncDriver VssDriver "
         "well_known_pairs "
     ),
     "drivers.network": (

@@ -1,6 +1,6 @@
 """Integration devices, host side: heartbeat, shutdown, time, key-value pairs, volume snapshots, file copy."""
 
-from ...protocol.integration.common import IcStatus, IcVersion
+from ...protocol.integration.common import IcMessageType, IcStatus, IcVersion
 from ...protocol.integration.heartbeat import HeartbeatState
 from ...protocol.integration.kvp import KvpPool
 from ...protocol.integration.kvp_ip import IpFamily, IpInfo
@@ -20,6 +20,7 @@ __all__ = [
     "GuestRefused",
     "HeartbeatDevice",
     "HeartbeatState",
+    "IcMessageType",
     "IcStatus",
     "IcVersion",
     "IntegrationDevice",

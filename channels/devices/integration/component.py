@@ -1,7 +1,9 @@
 """What all integration devices share: the negotiation, and one request after the other (vmbus.md 8.2, 8.12).
 
     class Greeter(IntegrationDevice):
-        interface_id, well_known_id, message_type = ...
+        interface_id = UUID("...")
+        well_known_id = UUID("...")
+        message_type = IcMessageType.VM_SESSION
         message_versions = (IcVersion(1, 0),)
 
         async def greet(self) -> bytes:
@@ -55,8 +57,9 @@ class GuestRefused(HostError):
     """The guest's answer to a request is a failure."""
 
     def __init__(self, what: str, status: int) -> None:
-        super().__init__(f"the guest refused {what}: status {status:#010x}")
         self.status = ic_status(status)
+        name = self.status.name if isinstance(self.status, IcStatus) else "unknown"
+        super().__init__(f"the guest refused {what}: status {status:#010x} ({name})")
         """What the guest said; an `IcStatus` where the number has a name."""
 
 

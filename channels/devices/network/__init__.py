@@ -1,5 +1,6 @@
 """The synthetic network adapter, host side, and what it may be plugged into."""
 
+from ...protocol.network.frames import Frame
 from .adapter import LINK_SPEED, QUEUE_SIZE, NetworkAdapter
 from .backends import (
     Loopback,
@@ -20,6 +21,7 @@ __all__ = [
     "LINK_SPEED",
     "QUEUE_SIZE",
     "AdapterStatistics",
+    "Frame",
     "Loopback",
     "NetworkAdapter",
     "NetworkBackend",

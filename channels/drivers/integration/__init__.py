@@ -1,6 +1,6 @@
 """Integration components as a guest has them: each answers the host as Linux does."""
 
-from ...protocol.integration.common import IcStatus, IcVersion
+from ...protocol.integration.common import IcMessageType, IcStatus, IcVersion
 from ...protocol.integration.heartbeat import HeartbeatState
 from ...protocol.integration.kvp import KvpPool
 from ...protocol.integration.kvp_ip import IpFamily, IpInfo
@@ -17,6 +17,7 @@ __all__ = [
     "FileCopyDriver",
     "HeartbeatDriver",
     "HeartbeatState",
+    "IcMessageType",
     "IcStatus",
     "IcVersion",
     "IntegrationDriver",
