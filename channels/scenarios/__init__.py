@@ -1,4 +1,16 @@
-"""Scenarios: `vmbus run channels.scenarios:NAME`, or any `module:name` that is a `Scenario`."""
+"""Scenarios: `vmbus run channels.scenarios:NAME`, or any `module:name` that is a `Scenario`.
+
+async def play(stage):
+    async def guest(synic):  # a GuestSynic, as a driver has it
+        async with VmbusClient(synic) as client:
+            channel = await client.open(await client.wait_offer(instance_id=INSTANCE))
+            stage.say("it is open")
+
+    async with serve(stage, EchoDevice(INSTANCE)):
+        await stage.start(0, guest).wait()
+
+mine = Scenario(about="opens a channel", play=play)  # vmbus run my_module:mine
+"""
 
 from .disk import disk
 from .driver_test import driver_test

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from uuid import UUID
 
-from broker.access import GuestSynic
+import anyio
+
+from broker.access import GuestSynic, Turns
 
 from ..client import VmbusClient
 from ..devices.storage import MemoryDisk, ScsiController
@@ -15,27 +18,51 @@ from .stage import Scenario, Stage, expect, serve
 INSTANCE = UUID("6ec80009-0000-4000-8000-000000000001")
 DATA, SYSTEM = 0, 1
 """LUNs: a disk to write to, and one that is read-only."""
+AT_ONCE = 8
+"""Requests under way."""
 _MARGIN = 64
 _SYSTEM = b"this disk is read-only".ljust(4096, b".")
 
 
-async def _write_and_read(disk: ScsiDisk, stage: Stage) -> None:
-    """Blocks of the payload's size, each of them another: write all, flush, read each."""
+async def _write_and_read(disk: ScsiDisk, turns: Turns, stage: Stage) -> None:
+    """Blocks of the payload's size, each of them another: write all, flush, read each, some at once over all channels."""
     settings = stage.settings
     length = -(-settings.payload // disk.block_size)
-    for index in range(settings.packets):
+
+    async def write(index: int) -> None:
         await disk.write(index * length, _data(index, length * disk.block_size))
         stage.count("blocks written", length)
-    await disk.flush()
-    for index in range(settings.packets):
+
+    async def read(index: int) -> None:
         data = await disk.read(index * length, length)
         expect(data == _data(index, len(data)), f"block {index * length} came back as {data[:16].hex(' ')} ...")
         stage.count("blocks read", length)
+
+    await _several_at_once(turns, write, settings.packets)
+    await disk.flush()
+    await _several_at_once(turns, read, settings.packets)
     stage.say(f"{settings.packets * length} blocks of {disk.block_size} bytes were written, flushed and read back")
 
 
 def _data(index: int, size: int) -> bytes:
     return index.to_bytes(8, "little").ljust(size, bytes([index & 0xFF]))
+
+
+async def _several_at_once(turns: Turns, work: Callable[[int], Awaitable[None]], count: int) -> None:
+    """Do this for each number, in order, `AT_ONCE` of them under way."""
+    numbers = iter(range(count))
+
+    async def worker(begin: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await begin()
+            for number in numbers:
+                await work(number)
+        finally:
+            turns.leave()
+
+    async with anyio.create_task_group() as group:
+        for index in range(AT_ONCE):
+            group.start_soon(worker, turns.expect(("disk scenario", index)))
 
 
 async def _be_refused(disk: ScsiDisk, stage: Stage) -> None:
@@ -67,7 +94,7 @@ async def _play(stage: Stage) -> None:
             )
             disk = await controller.disk(DATA)
             expect(disk.block_count == blocks, f"the disk has {disk.block_count} blocks")
-            await _write_and_read(disk, stage)
+            await _write_and_read(disk, synic.turns, stage)
             await _be_refused(await controller.disk(SYSTEM), stage)
         stage.say("the guest has unloaded")
 

@@ -149,7 +149,7 @@ async def test_all_pools_are_kept_apart(config: PartitionConfig) -> None:
             assert await device.items(pool) == ({"from": "the guest"} | expected if pool == KvpPool.GUEST else expected)
             assert await device.get(pool, "pool") == pool.name
             await device.delete(pool, "pool")
-            with pytest.raises(GuestRefused, match=f"to get a pair of pool {pool:d}: status 0x80070103") as refused:
+            with pytest.raises(GuestRefused, match=f"to get a pair of pool {pool.name}: status 0x80070103") as refused:
                 await device.get(pool, "pool")
             assert refused.value.status is IcStatus.NO_MORE_ITEMS
             with pytest.raises(GuestRefused, match="to delete a pair"):

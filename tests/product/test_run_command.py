@@ -143,15 +143,17 @@ def test_it_shows_what_went_over_each_channel() -> None:
     assert result.returncode == 0, result.stderr
     heading, primary, subchannel = result.stdout.splitlines()[-4:-1]
     assert " ".join(heading.split()) == "channel device packets to host ring bytes packets to guest ring bytes"
-    assert primary.split()[:3] == ["0x1", "SCSI", "36"]
+    assert primary.split()[:2] == ["0x1", "SCSI"]
     assert subchannel.split()[:2] == ["0x2.1", "SCSI"]
+    assert int(primary.split()[2]) + int(subchannel.split()[2]) == 36
     (line,) = vmbus(
         "run", "channels.scenarios:disk", "--packets", "10", "--channels", "1", "--json"
     ).stdout.splitlines()
     (first, second) = json.loads(line)["channels"]
     assert (first["channel_id"], first["device"], first["subchannel"], first["opens"]) == (1, "SCSI", 0, 1)
-    assert first["to_host"]["packets"] == first["to_guest"]["packets"] == 36
     assert second["subchannel"] == 1
+    for channel in (first, second):
+        assert channel["to_host"]["packets"] == channel["to_guest"]["packets"] > 5
 
 
 def test_a_scenario_that_waits_for_what_never_comes_ends_and_says_so(tmp_path: Path) -> None:

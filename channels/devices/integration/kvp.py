@@ -103,7 +103,7 @@ class KvpDevice(IntegrationDevice):
 
     async def _exchange(self, conversation: Conversation, asked: KvpRecord) -> KvpRecord:
         operation = KvpOperation(asked.operation)
-        what = f"to {operation.name.lower()} a pair of pool {asked.pool}"
+        what = f"to {operation.name.lower()} a pair of pool {_pool_name(asked.pool)}"
         answer = await ask(conversation, what, asked.pack())
         found = parse_record(answer)
         if (found.operation, found.index) != (operation, asked.index):
@@ -125,6 +125,11 @@ class KvpDevice(IntegrationDevice):
         body = (pack_ip_binary if is_binary else pack_ip_text)(operation, info)
         answer = await ask(conversation, what, body)
         return (parse_ip_binary if is_binary else parse_ip_text)(answer)
+
+
+def _pool_name(pool: int) -> str:
+    """Its name, where it has one."""
+    return next((known.name for known in KvpPool if known == pool), str(pool))
 
 
 def _value_type(value: str | int, expand: bool, version: IcVersion) -> KvpValueType:
