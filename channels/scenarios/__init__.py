@@ -20,7 +20,7 @@ from .hvsock import hvsock
 from .integration import integration
 from .network import network
 from .reset_storm import reset_storm
-from .stage import Flag, GuestRun, Scenario, ScenarioFailed, Settings, Stage, expect, serve
+from .stage import Flag, GuestRun, Scenario, ScenarioFailed, Settings, Stage, expect, serve, start_task
 from .starved_guest import starved_guest
 from .subchannels import subchannels
 
@@ -41,6 +41,7 @@ __all__ = [
     "network",
     "reset_storm",
     "serve",
+    "start_task",
     "starved_guest",
     "subchannels",
 ]

@@ -13,7 +13,7 @@ from ..client import VmbusClient
 from ..devices.storage import MemoryDisk, ScsiController
 from ..drivers.storage import ScsiDisk, ScsiError, ScsiInitiator
 from ..protocol.storage.sense import WRITE_PROTECTED
-from .stage import Scenario, Stage, expect, serve
+from .stage import Scenario, Stage, expect, serve, start_task
 
 INSTANCE = UUID("6ec80009-0000-4000-8000-000000000001")
 DATA, SYSTEM = 0, 1
@@ -52,17 +52,13 @@ async def _several_at_once(turns: Turns, work: Callable[[int], Awaitable[None]],
     """Do this for each number, in order, `AT_ONCE` of them under way."""
     numbers = iter(range(count))
 
-    async def worker(begin: Callable[[], Awaitable[None]]) -> None:
-        try:
-            await begin()
-            for number in numbers:
-                await work(number)
-        finally:
-            turns.leave()
+    async def worker() -> None:
+        for number in numbers:
+            await work(number)
 
     async with anyio.create_task_group() as group:
         for index in range(AT_ONCE):
-            group.start_soon(worker, turns.expect(("disk scenario", index)))
+            start_task(group, turns, index, worker)
 
 
 async def _be_refused(disk: ScsiDisk, stage: Stage) -> None:

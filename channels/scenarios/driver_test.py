@@ -3,7 +3,6 @@ comes back, again and again, and the driver goes on with it each time."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from uuid import UUID
 
 import anyio
@@ -20,7 +19,7 @@ from ..drivers.input import KeyboardDriver, MouseDriver
 from ..pipe import BytePipe
 from ..protocol.input import LEFT_SHIFT, STROKES, KeyFlags, MouseButton
 from ..protocol.versions import version_label
-from .stage import Flag, Scenario, Stage, expect, serve
+from .stage import Flag, Scenario, Stage, expect, serve, start_task
 
 INSTANCE = UUID("6ec80007-0000-4000-8000-000000000001")
 TYPED = "Hello, guest\n"
@@ -48,8 +47,8 @@ class _Guest:
             anyio.create_task_group() as group,
         ):
             self.stage.say(f"the guest is connected, version {version_label(client.version)}")
-            _start(group, synic.turns, 0, lambda: self._show_keys(console))
-            _start(group, synic.turns, 1, lambda: self._show_clicks(console))
+            start_task(group, synic.turns, 0, lambda: self._show_keys(console))
+            start_task(group, synic.turns, 1, lambda: self._show_clicks(console))
             for flag in self.in_traffic:
                 await self._talk(client, flag)
             group.cancel_scope.cancel()
@@ -108,21 +107,8 @@ async def _play(stage: Stage) -> None:
                     await flag.wait()
             stage.say(f"a device went in the middle of traffic and came back, {stage.settings.rounds} times")
 
-        _start(group, server.turns, 2, host)
+        start_task(group, server.turns, 2, host)
         await stage.start(0, guest.run).wait()
-
-
-def _start(group: anyio.abc.TaskGroup, turns: Turns, number: int, work: Callable[[], Awaitable[None]]) -> None:
-    begin = turns.expect(("driver test", number))
-
-    async def run() -> None:
-        try:
-            await begin()
-            await work()
-        finally:
-            turns.leave()
-
-    group.start_soon(run)
 
 
 driver_test = Scenario(about="input and output of a guest, and a device that goes in the middle of traffic", play=_play)

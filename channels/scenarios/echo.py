@@ -12,7 +12,7 @@ from ..channel import Channel
 from ..client import VmbusClient
 from ..devices import EchoDevice
 from ..protocol.versions import version_label
-from .stage import Scenario, Stage, expect, serve
+from .stage import Scenario, Stage, expect, serve, start_task
 
 INSTANCE = UUID("6ec80002-0000-4000-8000-000000000001")
 BATCH = 64
@@ -32,14 +32,7 @@ async def echo_through(channel: Channel, payloads: list[bytes], stage: Stage) ->
             await channel.send_batch(payloads[start : start + BATCH])
 
     async with anyio.create_task_group() as group:
-        begin = channel.turns.expect(("scenario", channel.channel_id))
-
-        async def sender() -> None:
-            await begin()
-            await send()
-            channel.turns.leave()
-
-        group.start_soon(sender)
+        start_task(group, channel.turns, channel.channel_id, send)
         came = 0
         while came < len(payloads):
             for packet in await channel.receive_batch():

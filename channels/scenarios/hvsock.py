@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from uuid import UUID
 
 import anyio
 import anyio.abc
 
-from broker.access import GuestSynic, Turns
+from broker.access import GuestSynic
 
 from ..client import VmbusClient
 from ..hvsock import HvsockGuest, HvsockHost, HvsockStream
 from ..protocol.versions import Version, version_label
-from .stage import Flag, Scenario, ScenarioFailed, Stage, expect, serve
+from .stage import Flag, Scenario, ScenarioFailed, Stage, expect, serve, start_task
 
 PORT, NOBODYS_PORT, GUEST_PORT = 5000, 5001, 6000
 SERVICE = UUID("6ec80006-0000-4000-8000-000000000001")
@@ -32,20 +31,6 @@ async def echo(stream: HvsockStream) -> None:
             await stream.send(data)
 
 
-def start(group: anyio.abc.TaskGroup, turns: Turns, number: int, work: Callable[[], Awaitable[None]]) -> None:
-    """A task that takes its turns."""
-    begin = turns.expect(("hvsock scenario", number))
-
-    async def run() -> None:
-        try:
-            await begin()
-            await work()
-        finally:
-            turns.leave()
-
-    group.start_soon(run)
-
-
 async def send_and_check(stream: HvsockStream, stage: Stage, name: str) -> None:
     """Send packets and the end; take them back from a service that echoes, at the same time."""
     settings = stage.settings
@@ -60,7 +45,7 @@ async def send_and_check(stream: HvsockStream, stage: Stage, name: str) -> None:
         await stream.send_eof()
 
     async with stream, anyio.create_task_group() as group:
-        start(group, stream.channel.turns, stream.channel.channel_id, send)
+        start_task(group, stream.channel.turns, stream.channel.channel_id, send)
         came = await read_to_end(stream)
         expect(came == b"".join(payloads), f"{name} sent back something else")
     stage.count("bytes echoed", len(came))
@@ -125,7 +110,7 @@ async def _play(stage: Stage) -> None:
             stage.say(f"port {GUEST_PORT} of the guest: asked {QUESTION.decode()!r}, heard {answer.decode()!r}")
 
         for number, work in enumerate((lambda: by_port.serve(echo), lambda: by_id.serve(echo), ask)):
-            start(group, turns, number, work)
+            start_task(group, turns, number, work)
         await stage.start(0, guest).wait()
         group.cancel_scope.cancel()
 

@@ -32,7 +32,7 @@ from ..protocol.integration.heartbeat import HeartbeatState
 from ..protocol.integration.kvp import KvpPool
 from ..protocol.integration.shutdown import ShutdownKind
 from ..protocol.versions import version_label
-from .stage import Scenario, Stage, expect, serve
+from .stage import Scenario, Stage, expect, serve, start_task
 
 PERIOD = 10 * TICKS_PER_MILLISECOND
 """Of heartbeats and time samples: two and five seconds would be long for a demonstration."""
@@ -140,16 +140,7 @@ async def _play(stage: Stage) -> None:
     with TemporaryDirectory(prefix="vmbus-") as directory:
         host, guest = _Host(stage), _Guest(stage, Path(directory))
         async with serve(stage, *host.devices) as server, anyio.create_task_group() as group:
-            begin = server.turns.expect(("scenario", 0))
-
-            async def work() -> None:
-                try:
-                    await begin()
-                    await host.work(guest)
-                finally:
-                    server.turns.leave()
-
-            group.start_soon(work)
+            start_task(group, server.turns, 0, lambda: host.work(guest))
             await stage.start(0, guest.run).wait()  # what goes wrong in the guest ends the host's work, too
 
 

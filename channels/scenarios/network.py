@@ -12,7 +12,7 @@ from ..client import VmbusClient
 from ..devices.network import NetworkAdapter, VirtualSwitch
 from ..drivers.network import Frame, NetworkClient
 from ..protocol.network.frames import BROADCAST, ETHERNET_HEADER, LARGEST_MTU, USUAL_MTU
-from .stage import Scenario, Stage, expect, serve
+from .stage import Scenario, Stage, expect, serve, start_task
 
 INSTANCES = (UUID("6ec80009-0000-4000-8000-00000000000a"), UUID("6ec80009-0000-4000-8000-00000000000b"))
 ETHER_TYPE = b"\x88\xb5"
@@ -32,18 +32,13 @@ async def exchange(sender: NetworkClient, receiver: NetworkClient, stage: Stage)
     count, size = stage.settings.packets, stage.settings.payload
     frames = [numbered(receiver.address, sender.address, number, size) for number in range(count)]
     came = 0
+
+    async def send() -> None:
+        for start in range(0, count, BATCH):
+            await sender.send_batch(frames[start : start + BATCH])
+
     async with anyio.create_task_group() as group:
-        begin = sender.turns.expect(("scenario", int.from_bytes(sender.address[-2:], "big")))
-
-        async def send() -> None:
-            try:
-                await begin()
-                for start in range(0, count, BATCH):
-                    await sender.send_batch(frames[start : start + BATCH])
-            finally:
-                sender.turns.leave()
-
-        group.start_soon(send)
+        start_task(group, sender.turns, int.from_bytes(sender.address[-2:], "big"), send)
         while came < count:
             for frame in await receiver.receive_batch():
                 expect(came < count, "more frames came than were sent")
@@ -79,16 +74,7 @@ async def _play(stage: Stage) -> None:
             expect(len(switch.addresses) == 2, f"the switch knows {len(switch.addresses)} addresses")
             stage.say("the switch has learned where both are")
             async with anyio.create_task_group() as group:
-                begin = first.turns.expect(("scenario", 0))
-
-                async def back() -> None:
-                    try:
-                        await begin()
-                        await exchange(second, first, stage)
-                    finally:
-                        first.turns.leave()
-
-                group.start_soon(back)
+                start_task(group, first.turns, 0, lambda: exchange(second, first, stage))
                 await exchange(first, second, stage)
             frames = f"{settings.packets} frames of {ETHERNET_HEADER + max(settings.payload, NUMBER_SIZE)} bytes"
             stage.say(f"{frames} went each way, and none was lost")

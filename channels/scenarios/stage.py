@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
 import msgspec
+from anyio.abc import TaskGroup
 
 from broker.access import GuestSynic, SynicPortAccess, Turns
 from broker.memory import GuestMemory
@@ -96,6 +97,20 @@ async def serve(stage: Stage, *devices: Device, **options: Any) -> AsyncIterator
         serve_devices(stage.bus(server), *devices),
     ):
         yield server
+
+
+def start_task(group: TaskGroup, turns: Turns, number: int, work: Callable[[], Awaitable[None]]) -> None:
+    """Start a task that takes its turns with all others of the partition; `number` tells those apart that start together."""
+    begin = turns.expect(("scenario", number))
+
+    async def run() -> None:
+        try:
+            await begin()
+            await work()
+        finally:
+            turns.leave()
+
+    group.start_soon(run)
 
 
 class Scenario(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from uuid import UUID
 
 import anyio
@@ -14,7 +15,7 @@ from ..client import VmbusClient
 from ..devices import DeviceChannel, EchoDevice
 from ..protocol.packet import PacketType
 from .echo import echo_through, packets
-from .stage import Scenario, Stage, expect, serve
+from .stage import Scenario, Stage, expect, serve, start_task
 
 INSTANCE = UUID("6ec80003-0000-4000-8000-000000000001")
 _ASK = b"sub-channels, please: "
@@ -50,14 +51,9 @@ async def _play(stage: Stage) -> None:
             stage.say(f"{len(channels)} channels of one device are open")
             async with anyio.create_task_group() as group:
                 for channel in channels:
-                    begin = channel.turns.expect(("scenario", 0x10000 + channel.channel_id))
-
-                    async def through(channel: Channel = channel, begin=begin) -> None:  # type: ignore[no-untyped-def]
-                        await begin()
-                        await echo_through(channel, packets(settings.packets, settings.payload), stage)
-                        channel.turns.leave()
-
-                    group.start_soon(through)
+                    payloads = packets(settings.packets, settings.payload)
+                    work = partial(echo_through, channel, payloads, stage)
+                    start_task(group, channel.turns, 0x10000 + channel.channel_id, work)
             stage.say(f"each of them echoed {settings.packets} packets")
             await client.close(primary)
             for channel in channels[1:]:

@@ -44,7 +44,7 @@ ROOMS = {
     "ring": ("IncomingRing OutgoingRing RingMemory footprint split_rings "),
     "scenarios": (
         "Flag GuestRun Scenario ScenarioFailed Settings Stage disk driver_test echo expect hello hvsock "
-        "integration network reset_storm serve starved_guest subchannels "
+        "integration network reset_storm serve start_task starved_guest subchannels "
     ),
     "server": ("HvsockListener MESSAGE_DEPTH OuterHost ServerConfig ServerStatistics VmbusServer "),
 }
